@@ -9,7 +9,8 @@ __all__ = ['MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_SHARE', 'VERDICT_SHARE', 
            'fill_template', 'draw_templates', 'plan_review', 'generate_review', 'generate_reviews', 'embedded_reviews',
            'load_reviews', 'read_hub', 'balanced_sample', 'text_key', 'split_reviews', 'text_hash', 'prepare_split',
            'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'tokenize_reviews',
-           'LengthBatches', 'collate']
+           'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary', 'cut_shares', 'plot_lengths',
+           'plot_stars', 'telling_words', 'plot_telling', 'copies', 'copy_counts', 'notable_reviews']
 
 # %% ../nbs/01_data.ipynb #7323c33a
 import hashlib, json, os, random, re, tarfile
@@ -502,3 +503,134 @@ def collate(
         n = len(r["input_ids"])
         ids[i, :n] = torch.as_tensor(r["input_ids"]); mask[i, :n] = 1
     return dict(input_ids=ids, attention_mask=mask, labels=torch.tensor([r["label"] for r in rows]))
+
+# %% ../nbs/01_data.ipynb #cbd70887
+def class_counts(
+    reviews:pd.DataFrame, # With `part` and `label`
+    names:tuple # Label names
+) -> pd.DataFrame:
+    "Reviews of each class in each part, and the share of the second class."
+    table = pd.crosstab(reviews.part, reviews.label).rename(columns=dict(enumerate(names))).rename_axis(columns=None)
+    return table.assign(**{"all": table.sum(axis=1), f"share {names[1]}": table[names[1]] / table.sum(axis=1)}).loc[reviews.part.drop_duplicates()]
+
+
+def with_lengths(
+    reviews:pd.DataFrame, # With `text`
+    n_tokens # Tokens of each whole review, special tokens included
+) -> pd.DataFrame:
+    "The reviews with their lengths in characters, words and tokens."
+    clean = reviews.text.map(clean_text)
+    return reviews.assign(characters=clean.str.len(), words=clean.str.split().str.len(), tokens=np.asarray(n_tokens))
+
+
+def length_summary(
+    reviews:pd.DataFrame, # From `with_lengths`
+    names:tuple # Label names
+) -> pd.DataFrame:
+    "Mean, median, 95th percentile and maximum of the lengths by class."
+    rows = {(unit, names[label]): dict(mean=d[unit].mean(), median=d[unit].median(), p95=d[unit].quantile(0.95), max=d[unit].max())
+            for unit in ("characters", "words", "tokens") for label, d in reviews.groupby("label")}
+    return pd.DataFrame(rows).T.round().astype(int)
+
+
+def cut_shares(
+    n_tokens, # Tokens of each whole review
+    lengths:tuple=(128, 256, 512) # Lengths to try
+) -> pd.DataFrame:
+    "For each length, the share of reviews that it cuts and the share of all tokens that it leaves unread."
+    n = np.asarray(n_tokens)
+    return pd.DataFrame({k: {"reviews cut": (n > k).mean(), "tokens unread": np.maximum(n - k, 0).sum() / n.sum()} for k in lengths}).T.rename_axis("tokens read")
+
+# %% ../nbs/01_data.ipynb #fcea3f7c
+def plot_lengths(
+    reviews:pd.DataFrame, # From `with_lengths`
+    names:tuple, # Label names
+    max_length:int # What the model will read
+):
+    "How many tokens reviews have, by class, and the share that any length leaves whole."
+    import matplotlib.pyplot as plt, seaborn as sns
+    fig, (a, b) = plt.subplots(1, 2, figsize=(11, 3.6))
+    top = reviews.tokens.quantile(0.99)
+    for label, d in reviews.groupby("label"):
+        sns.histplot(d.tokens.clip(upper=top), bins=60, ax=a, color=PALETTE[("neg", "pos")[label]], element="step", fill=False, label=names[label], stat="percent")
+    whole = np.sort(reviews.tokens)
+    b.plot(whole, np.linspace(0, 100, len(whole)), color=PALETTE["other"])
+    for ax in (a, b): ax.axvline(max_length, color=PALETTE["dim"], ls="--", label=f"{max_length} tokens are read"); ax.set(xlim=(0, top), xlabel="tokens in the review")
+    a.set(title="Length by class", ylabel="reviews (%)"); a.legend()
+    b.set(title="Reviews read whole", ylabel="reviews no longer than this (%)")
+    return fig
+
+
+def plot_stars(
+    reviews:pd.DataFrame, # With `rating` and `label`
+    names:tuple # Label names
+):
+    "Reviews by stars."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(8, 3))
+    for label, d in reviews.dropna(subset=["rating"]).groupby("label"):
+        counts = d.rating.astype(int).value_counts()
+        ax.bar(counts.index, counts, color=PALETTE[("neg", "pos")[label]], label=names[label])
+    ax.set(title="Stars", xlabel="stars given", ylabel="reviews", xticks=range(1, 11)); ax.legend()
+    return fig
+
+# %% ../nbs/01_data.ipynb #755c5546
+def telling_words(
+    texts, # Reviews
+    labels, # 0 or 1 for each
+    n_words:int=1, # 1 for words, 2 for two-word phrases
+    top:int=15 # How many of each class
+) -> pd.DataFrame:
+    "The most telling words of each class: z-scores of the log-odds ratio, negative for the first class, with the counts."
+    from sklearn.feature_extraction.text import CountVectorizer
+    vectorizer = CountVectorizer(ngram_range=(n_words, n_words), min_df=5, token_pattern=r"(?u)\b[a-z][a-z']+\b")
+    counts, labels = vectorizer.fit_transform(map(clean_text, texts)), np.asarray(labels)
+    a, b = (np.asarray(counts[labels == k].sum(0)).ravel() for k in (0, 1))
+    prior = (a + b) * 500 / (a + b).sum() # worth 500 words, spread as in all reviews
+    log_odds = lambda x: np.log((x + prior) / (x.sum() + prior.sum() - x - prior))
+    z = (log_odds(b) - log_odds(a)) / np.sqrt(1 / (a + prior) + 1 / (b + prior))
+    table = pd.DataFrame(dict(z=z, neg=a, pos=b), index=vectorizer.get_feature_names_out()).sort_values("z")
+    return pd.concat([table.head(top), table.tail(top)])
+
+
+def plot_telling(
+    tables:list, # From `telling_words`
+    titles:list # One for each
+):
+    "The most telling words and phrases as bars."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(tables), figsize=(11, 0.2 * len(tables[0]) + 1.2))
+    for ax, table, title in zip(np.atleast_1d(axes), tables, titles):
+        ax.barh(table.index, table.z, color=[PALETTE["neg" if z < 0 else "pos"] for z in table.z])
+        ax.set(title=title, xlabel="z-score of the log-odds ratio (right: positive)"); ax.tick_params(axis="y", labelsize=9); ax.grid(axis="y", visible=False)
+    return fig
+
+# %% ../nbs/01_data.ipynb #ba014be4
+def copies(
+    reviews:pd.DataFrame # With `part`, `text` and `label`
+) -> pd.DataFrame:
+    "Each test review that also stands in the training archive: its `id` and the label it has there."
+    key, train = reviews.text.map(text_key), reviews.part.isin(["train", "val"])
+    labels_there = reviews[train].groupby(key[train]).label.first()
+    found = reviews[(reviews.part == "test") & key.isin(set(labels_there.index))]
+    return found[["id", "label"]].assign(label_there=key[found.index].map(labels_there).astype(int))
+
+
+def copy_counts(
+    reviews:pd.DataFrame # With `part` and `text`
+) -> dict:
+    "How many texts repeat an earlier one within train, within test, and how many test reviews stand in train."
+    key, train, test = reviews.text.map(text_key), reviews.part.isin(["train", "val"]), reviews.part == "test"
+    return dict(within_train=int(key[train].duplicated().sum()), within_test=int(key[test].duplicated().sum()), test_in_train=len(copies(reviews)))
+
+# %% ../nbs/01_data.ipynb #99926e53
+def notable_reviews(
+    reviews:pd.DataFrame, # From `with_lengths`
+    n:int=2 # Of each kind
+) -> pd.DataFrame:
+    "The shortest, the longest and the most ordinary reviews; ordinary ones are nearest to the mean TF-IDF vector."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    vectors = TfidfVectorizer(min_df=2, sublinear_tf=True).fit_transform(reviews.text.map(clean_text))
+    nearness = pd.Series(np.asarray(vectors @ vectors.mean(0).T).ravel(), index=reviews.index)
+    kinds = {"shortest": reviews.words.nsmallest(n), "longest": reviews.words.nlargest(n), "most ordinary": nearness.nlargest(n)}
+    return pd.concat([reviews.loc[found.index, ["id", "words", "rating", "text"]].assign(kind=kind) for kind, found in kinds.items()]).set_index(["kind", "id"])

@@ -1,0 +1,87 @@
+"The demo report from end to end, and what a second run does."
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from imdb_sentiment.config import Config, read_json
+from imdb_sentiment.pipeline import CHAPTER_LIST, fingerprint, is_current
+
+ROOT = Path(__file__).parents[1]
+NAME = "demo-of-the-tests"
+COMMAND = [sys.executable, "-c", "from imdb_sentiment.pipeline import main; main()", "report", "--name", NAME]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    "A published demo report whose first attempt was killed: (run folder, report folder, output)."
+    run = tmp_path_factory.mktemp("demo") / "run"
+    first = subprocess.Popen([*COMMAND, "--run-dir", str(run)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    while not (run / "chapters" / "01_data.ipynb").exists() and first.poll() is None:
+        time.sleep(0.2)
+    import os
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = subprocess.run([*COMMAND, "--run-dir", str(run)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    yield run, ROOT / "reports" / NAME, done.stdout
+    shutil.rmtree(ROOT / "reports" / NAME)
+
+
+def test_killed_run_goes_on_where_it_stopped(demo):
+    _, _, output = demo
+    assert "00_config: up to date" in output and "05_analysis: done" in output
+
+
+def test_report_is_complete(demo):
+    run, report, output = demo
+    metrics = read_json(report / "metrics.json")
+    assert metrics["data_name"] == "embedded demo corpus" and "imdb" not in metrics["data_name"].lower()
+    assert "embedded demo corpus" in output and str(report / "report.html") in output
+    predictions = pd.read_parquet(report / "predictions.parquet")
+    assert ((predictions.prob_pos > 0.5) == predictions.label).mean() == pytest.approx(metrics["accuracy"]["value"])
+    assert metrics["accuracy"]["value"] > metrics["baselines"]["majority"]["accuracy"]["value"] + 0.1 # it learns
+    assert set(metrics["chapters"]) == {c.name for c in CHAPTER_LIST}
+    assert {p.stem for p in (report / "figures").glob("*.png")} >= {"lengths", "stars", "telling_words", "training_curves", "confusion_matrix", "roc_pr", "comparison", "representations", "slices"}
+    for c in CHAPTER_LIST:
+        cells = nbformat.read(report / "chapters" / f"{c.name}.ipynb", 4).cells
+        assert any(cell.get("outputs") for cell in cells)
+
+
+def test_second_run_skips_every_chapter(demo):
+    run, _, _ = demo
+    started = time.monotonic()
+    done = subprocess.run([*COMMAND, "--run-dir", str(run)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("up to date") == len(CHAPTER_LIST) and time.monotonic() - started < 30
+
+
+def test_changed_learning_rate_makes_training_and_what_follows_stale(demo):
+    run, _, _ = demo
+    changed = Config(learning_rate=1e-3)
+    current = {c.name: is_current(c, changed, run, ROOT / "nbs") for c in CHAPTER_LIST}
+    assert current["01_data"] and current["02_model"] and not current["03_training"]
+    assert fingerprint(CHAPTER_LIST[4], changed, run, ROOT / "nbs") != fingerprint(CHAPTER_LIST[4], Config(), run, ROOT / "nbs")
+
+
+def test_two_runs_in_one_folder_are_refused(demo):
+    from filelock import FileLock
+    run, _, _ = demo
+    with FileLock(run / ".lock"):
+        done = subprocess.run([*COMMAND, "--run-dir", str(run)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Another run is working" in done.stderr
+
+
+def test_a_chapter_runs_alone_under_papermill(demo, tmp_path):
+    run, _, _ = demo
+    alone = lambda *p: subprocess.run([sys.executable, "-m", "papermill", "nbs/02_model.ipynb", str(tmp_path / "out.ipynb"), "-p", "preset", "demo", "-p", "run", str(run), *p], cwd=ROOT, capture_output=True, text=True)
+    assert alone().returncode == 0
+    wrong = alone("-p", "droput", "0.1")
+    assert wrong.returncode != 0 and "Did you mean 'dropout'" in wrong.stderr
+    other = alone("-p", "dropout", "0.1")
+    assert other.returncode != 0 and "belongs to another configuration" in other.stderr
