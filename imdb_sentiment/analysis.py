@@ -7,14 +7,13 @@ __all__ = ['TRAITS', 'with_outcome', 'share_with_interval', 'slices_by', 'length
            'error_traits', 'confident_errors', 'confidence_groups', 'pooled_vectors', 'separability',
            'plot_representations', 'learning_sentences', 'strength_sentences']
 
-# %% ../nbs/05_analysis.ipynb #bf9eceb0
-import re
+# %% ../nbs/05_analysis.ipynb #78886fe2
 from pathlib import Path
 
 import numpy as np, pandas as pd
 
 from .config import Config, PALETTE, chapter_run, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
-from .data import balanced_sample, clean_text, collate, load_split, load_tokenizer, telling_words, tokenize_reviews
+from .data import balanced_sample, clean_text, collate, load_split, tokenize_reviews
 from .model import load_model, make_model
 
 # %% ../nbs/05_analysis.ipynb #74e393c6

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHAPTER_LIST', 'PACKAGES', 'STYLE', 'app', 'Chapter', 'code_cells', 'names_used', 'file_hash', 'source_stamp',
-           'fingerprint', 'is_current', 'chapter_records', 'Watch', 'environment', 'run_chapter', 'locked',
-           'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'collect_metrics',
+           'fingerprint', 'is_current', 'chapter_records', 'Watch', 'environment', 'local_kernel', 'run_chapter',
+           'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'collect_metrics',
            'data_name', 'publishable', 'local_paths', 'tempfile_root', 'publish', 'claims_table', 'html_table',
            'chapter_html', 'report_html', 'load_reports', 'results_table', 'render_readme', 'command_group',
-           'settings_help', 'report', 'report_name', 'readme', 'main']
+           'settings_help', 'report', 'absolute_paths', 'report_name', 'readme', 'main']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, sys, threading, time
@@ -78,7 +78,7 @@ def source_stamp(
 ) -> list:
     "Name, size and time of the files at a path; just the value if it is no path."
     path = Path(value).expanduser()
-    if not path.exists(): return [value]
+    if value in ("embedded", "tiny") or not path.exists(): return [value]
     found = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
     return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
 
@@ -91,8 +91,8 @@ def fingerprint(
 ) -> str:
     "A hash of everything that the chapter's result depends on."
     cells = code_cells(nbformat.read(Path(notebooks)/f"{chapter.name}.ipynb", 4))
-    parts = dict(cells=cells, code=code_fingerprint(names_used(cells)), settings=settings_until(cfg, chapter.settings),
-                 files={f: file_hash(Path(run)/f) for f in chapter.reads}, sources=[source_stamp(cfg.data), source_stamp(cfg.backbone)])
+    settings = {k: source_stamp(v) if k in ("data", "backbone") else v for k, v in settings_until(cfg, chapter.settings).items()}
+    parts = dict(cells=cells, code=code_fingerprint(names_used(cells)), settings=settings, files={f: file_hash(Path(run)/f) for f in chapter.reads})
     if cfg.data == "embedded": parts["corpus"] = [file_hash(p) for p in sorted(Path(__import__("imdb_sentiment").__file__).parent.glob("embedded_*"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -156,6 +156,15 @@ def environment(
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
 
+def local_kernel():
+    "A kernel manager whose kernels talk over files and not over ports, so that nobody else on the machine can listen."
+    from jupyter_client.manager import AsyncKernelManager
+
+    class LocalKernel(AsyncKernelManager):
+        def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs, transport="ipc" if os.name == "posix" else "tcp")
+    return LocalKernel
+
+
 def run_chapter(
     chapter:Chapter,
     parameters:dict, # For the notebook: `preset`, `run` and the overridden settings
@@ -172,15 +181,15 @@ def run_chapter(
     done, tmp = run/"chapters"/f"{chapter.name}.ipynb", run/"chapters"/f".{chapter.name}.ipynb"
     done.parent.mkdir(exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    with environment(IMDB_SENTIMENT_PROGRESS=str(news), PYTHONWARNINGS="ignore", JUPYTER_LOG_LEVEL="ERROR"), Watch(news, chapter.name) as watch:
-        try: papermill.execute_notebook(source, tmp, parameters, cwd=str(notebooks), kernel_name="python3", progress_bar=False, log_output=False)
+    with environment(IMDB_SENTIMENT_PROGRESS=str(news), PYTHONWARNINGS="ignore"), Watch(news, chapter.name) as watch:
+        try: papermill.execute_notebook(source, tmp, parameters, cwd=str(notebooks), kernel_name="python3", progress_bar=False, log_output=False, kernel_manager_class=local_kernel())
         except PapermillExecutionError as e:
             kept = run/"failed"/f"{chapter.name}.ipynb"
             kept.parent.mkdir(exist_ok=True); os.replace(tmp, kept)
             raise RunError(f"{chapter.name} failed in cell {e.cell_index}:\n\n  {e.ename}: {e.evalue}\n\nThe notebook is kept with its error: {kept}") from None
     os.replace(tmp, done)
     remove(run/"failed"/f"{chapter.name}.ipynb")
-    return dict(wall_seconds=round(time.monotonic() - started, 2), peak_memory_bytes=watch.peak)
+    return dict(wall_seconds=round(time.monotonic() - started, 2), peak_memory_bytes=watch.peak, finished=time.strftime("%Y-%m-%d"))
 
 # %% ../nbs/08_pipeline.ipynb #9d4bbda5
 @contextmanager
@@ -217,7 +226,7 @@ def run_pipeline(
     "Bring all chapters of a run up to date; the names of those that ran."
     cfg, run, notebooks = make_config(preset, **overrides), Path(run).resolve(), project_root()/"nbs"
     if not (notebooks/"01_data.ipynb").exists(): raise RunError(f"There are no notebooks in {notebooks}. Run this inside a clone of the project, whose nbs/ are the pipeline.")
-    open_run(cfg, run) if not run.exists() else None
+    if not run.exists(): open_run(cfg, run)
     ran = []
     with locked(run):
         for name, (old, new) in adopt_config(cfg, run).items(): say(f"{name} was {old!r} and is {new!r} now")
@@ -278,7 +287,7 @@ def collect_metrics(
     chapters = {k: {m: v for m, v in r.items() if m != "fingerprint"} for k, r in chapter_records(run).items()}
     encoder = dict(part["model_facts"], backbone=shown_settings(cfg)["backbone"])
     return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], training=part["training"], data=data, analysis=part["analysis"], settings=shown_settings(cfg), seed=cfg.seed,
-                versions=package_versions(), machine=machine(part["training"]["device"]), chapters=chapters, created=time.strftime("%Y-%m-%d"))
+                versions=package_versions(), machine=machine(part["training"]["device"]), chapters=chapters, created=max(r["finished"] for r in chapters.values()))
 
 
 def data_name(
@@ -460,7 +469,7 @@ def render_readme(
     from nbconvert import MarkdownExporter
     folder = Path(notebooks or project_root()/"nbs")
     notebook = nbformat.read(folder/"index.ipynb", 4)
-    NotebookClient(notebook, kernel_name="python3", resources=dict(metadata=dict(path=str(folder)))).execute()
+    NotebookClient(notebook, kernel_name="python3", kernel_manager_class=local_kernel(), resources=dict(metadata=dict(path=str(folder)))).execute()
     notebook.cells = [c for c in notebook.cells if not re.search(r"^#\|\s*hide\b", c.source, re.M)]
     for c in notebook.cells:
         if c.cell_type == "code" and "#| echo: false" in c.source: c.metadata["transient"] = dict(remove_source=True)
@@ -495,16 +504,24 @@ def report(
     root, started = project_root(), time.monotonic()
     try:
         name = report_name(name or preset)
-        overrides = parse_overrides(set_)
+        overrides = absolute_paths(parse_overrides(set_))
         cfg, run = make_config(preset, **overrides), Path(run_dir) if run_dir else root/"runs"/name
-        ran = run_pipeline(preset, overrides, run)
+        run_pipeline(preset, overrides, run)
         target = root/"reports"/name
-        if ran or not (target/"report.html").exists(): publish(name, preset, cfg, run, root/"reports")
+        publish(name, preset, cfg, run, root/"reports")
     except (RunError, SettingError, OSError, ValueError) as e:
         print(f"imdb-sentiment: {e}", file=sys.stderr)
         raise typer.Exit(1)
     accuracy = read_json(target/"metrics.json")["accuracy"]
     print(f"\nAccuracy {accuracy['value']:.2%} (95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}) on the test part of the {data_name(cfg)}.\nReport: {target/'report.html'} ({time.monotonic() - started:.0f} s)")
+
+
+def absolute_paths(
+    overrides:dict # Settings to change
+) -> dict:
+    "The same with paths that exist made absolute: notebooks run in another folder than the command."
+    there = lambda k, v: k in ("data", "backbone") and Path(v).expanduser().exists()
+    return {k: str(Path(v).expanduser().resolve()) if there(k, v) else v for k, v in overrides.items()}
 
 
 def report_name(
