@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -262,6 +263,7 @@ class TrainingJob:
         self.tokens = {**tokens, "train sample": tokens["train"].select(np.sort(sample))}
         self.batches = LengthBatches(tokens["train"]["n_tokens"], cfg.batch_size, cfg.seed)
         pad = lambda rows: collate(rows, self.tokenizer.pad_token_id)
+        AcceleratorState._reset_state() # else the first run of a process would fix the precision of all later ones
         self.accelerator = Accelerator(cpu=self.device == "cpu", mixed_precision={"bf16": "bf16", "fp32": "no"}[self.precision])
         model = make_model(cfg, self.tokenizer, self.device).to(self.accelerator.device)
         self.total_steps = len(self.batches) * cfg.epochs
@@ -370,7 +372,7 @@ def train(
 def plot_curves(
     log:pd.DataFrame, # From `read_log`
     epochs:list, # Records of the epochs
-    window:int=25 # Log entries in the moving mean of the batch loss
+    window:int=10 # Log entries in the moving mean of the batch loss
 ):
     "Loss, accuracy and learning rate over the run."
     import matplotlib.pyplot as plt
