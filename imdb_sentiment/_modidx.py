@@ -291,6 +291,7 @@ d = { 'settings': { 'branch': 'main',
                                                                                    'imdb_sentiment/training.py'),
                                          'imdb_sentiment.training.save_checkpoint': ( 'training.html#save_checkpoint',
                                                                                       'imdb_sentiment/training.py'),
+                                         'imdb_sentiment.training.set_aside': ('training.html#set_aside', 'imdb_sentiment/training.py'),
                                          'imdb_sentiment.training.train': ('training.html#train', 'imdb_sentiment/training.py'),
                                          'imdb_sentiment.training.train_epoch': ('training.html#train_epoch', 'imdb_sentiment/training.py'),
                                          'imdb_sentiment.training.trim_log': ('training.html#trim_log', 'imdb_sentiment/training.py')}}}

@@ -6,7 +6,7 @@
 __all__ = ['LOG_EVERY', 'layer_depth', 'param_groups', 'make_optimizer', 'Progress', 'predict_logits', 'loss_and_accuracy',
            'State', 'optimizer_tensors', 'save_checkpoint', 'load_checkpoint', 'restore_optimizer', 'append_log',
            'read_log', 'trim_log', 'run_identity', 'peak_memory', 'TrainingError', 'TrainingJob', 'train_epoch',
-           'check_finite', 'finish_epoch', 'train', 'plot_curves']
+           'check_finite', 'finish_epoch', 'set_aside', 'train', 'plot_curves']
 
 # %% ../nbs/03_training.ipynb #bc99169a
 import json, math, os, re, resource, sys, time
@@ -349,6 +349,17 @@ def finish_epoch(
     return record
 
 
+def set_aside(
+    run # Run folder
+):
+    "Move what another configuration or other code trained here to `previous`, which holds one generation."
+    there = [Path(run)/name for name in ("model", "checkpoints", "training.json") if (Path(run)/name).exists()]
+    if not there: return
+    with atomic_path(Path(run)/"previous") as tmp:
+        tmp.mkdir()
+        for path in there: path.rename(tmp/path.name)
+
+
 def train(
     cfg:Config,
     run # Run folder with `split.parquet`; `model`, `log.jsonl`, `checkpoints` and `training.json` are written there
@@ -356,7 +367,7 @@ def train(
     "Train, or go on training, until the epochs are done or validation accuracy stops rising; the summary of the run."
     job = TrainingJob(cfg, run)
     if job.state.best_epoch and not (job.run/"model").exists(): raise RunError(f"{job.run}/model is gone but its checkpoints are there. Delete {job.run}/checkpoints to train again.")
-    if job.state.sittings == 1: remove(job.run/"model"); remove(job.run/"training.json") # another run's
+    if job.state.sittings == 1: set_aside(job.run)
     trim_log(job.run/"log.jsonl", job.state.step)
     while not job.state.finished:
         train_epoch(job)
