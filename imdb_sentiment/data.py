@@ -150,12 +150,12 @@ KIND_WEIGHTS = (    # how often each kind of opinion sentence is drawn, from mix
     dict(plain=8, negation=1, contrast=0.4, intensity_strong=5, sarcasm=0.5),
 )
 
-
+# %% ../nbs/01_data.ipynb #37d993b5
 def embedded_grammar() -> dict:
     "The word lists and sentence templates shipped with the package."
     return json.loads(files("imdb_sentiment").joinpath("embedded_grammar.json").read_text(encoding="utf-8"))
 
-
+# %% ../nbs/01_data.ipynb #f4474905
 def part_lists(
     grammar: dict,  # what `embedded_grammar` returns
     part: str,  # "train" or "test"
@@ -169,7 +169,7 @@ def part_lists(
         own={slot: words for group in groups for slot, words in group.items()},
     )
 
-
+# %% ../nbs/01_data.ipynb #5c4ddd5b
 def draw_word(
     grammar: dict,  # the lists of one part
     slot: str,  # name of the slot to fill
@@ -183,7 +183,7 @@ def draw_word(
     used.add(word[:4])
     return word
 
-
+# %% ../nbs/01_data.ipynb #c96839bf
 def fill_template(
     template: str,  # sentence with slots such as "{good}"
     grammar: dict,  # the lists of one part
@@ -200,7 +200,7 @@ def fill_template(
     text = re.sub(r"\b([Aa]) (?=[aeiou])(?!uniq|unif|use|one\b|eu)", r"\1n ", text)
     return text[0].upper() + text[1:]
 
-
+# %% ../nbs/01_data.ipynb #7f24dfbf
 def draw_templates(
     templates: dict,  # templates of one part
     kinds: dict,  # kind of sentence: weight
@@ -218,7 +218,7 @@ def draw_templates(
         drawn.append(pools[rng.choices(left, [kinds[kind] for kind in left])[0]].pop())
     return drawn
 
-
+# %% ../nbs/01_data.ipynb #dcf63f98
 def plan_review(
     templates: dict,  # templates of one part
     label: str,  # "pos" or "neg"
@@ -242,7 +242,7 @@ def plan_review(
     rng.shuffle(rest)
     return frames + opinions[:1] + plot + rest + ending
 
-
+# %% ../nbs/01_data.ipynb #ae567225
 def generate_review(
     grammar: dict,  # the lists of one part, from `part_lists`
     label: str,  # "pos" or "neg"
@@ -261,7 +261,7 @@ def generate_review(
         text += ("<br /><br />" if i in breaks else " ") + sentence
     return dict(text=text, label=label, rating=RATINGS[label][level])
 
-
+# %% ../nbs/01_data.ipynb #7957b5de
 def generate_reviews(
     part: str,  # "train" or "test"
     n: int,  # how many reviews
