@@ -26,7 +26,7 @@ def with_outcome(
     answer = (table.prob_pos > 0.5).astype(int)
     return table.assign(answer=answer, confidence=np.where(answer == 1, table.prob_pos, 1 - table.prob_pos), right=answer == table.label)
 
-
+# %% ../nbs/05_analysis.ipynb #e5b5c726
 def share_with_interval(
     right # True or false for each review
 ) -> dict:
@@ -90,7 +90,7 @@ def trait_columns(
     if table.rating.notna().any(): columns["lukewarm stars (4 or 7)"] = table.rating.isin([4, 7])
     return pd.DataFrame(columns)
 
-
+# %% ../nbs/05_analysis.ipynb #1726212f
 def error_traits(
     table:pd.DataFrame, # From `with_outcome`
     max_length:int # Tokens that the model reads
@@ -145,7 +145,7 @@ def pooled_vectors(
             found |= dict(zip(rows.tolist(), vectors.float().cpu().numpy()))
     return np.stack([found[i] for i in range(len(order))])
 
-
+# %% ../nbs/05_analysis.ipynb #bfdc6b4d
 def separability(
     vectors, # (reviews x width)
     labels, # 0 or 1 for each

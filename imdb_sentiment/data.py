@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_SHARE', 'VERDICT_SHARE', 'LONG_SHARE', 'OPPOSITE', 'RATINGS',
            'CONCESSIONS', 'MILDER', 'KIND_WEIGHTS', 'DataError', 'label_ids', 'check_reviews', 'review_row',
-           'read_archive', 'safe_members', 'read_table', 'read_folder', 'embedded_grammar', 'part_lists', 'draw_word',
+           'safe_members', 'read_archive', 'read_table', 'read_folder', 'embedded_grammar', 'part_lists', 'draw_word',
            'fill_template', 'draw_templates', 'plan_review', 'generate_review', 'generate_reviews', 'embedded_reviews',
            'load_reviews', 'read_hub', 'balanced_sample', 'text_key', 'split_reviews', 'text_hash', 'prepare_split',
            'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'tokenize_reviews',
@@ -72,6 +72,16 @@ def review_row(
     except UnicodeDecodeError as e: raise DataError(f"{name} is not UTF-8 (byte {e.start}). Convert it, or fetch the archive again.") from None
     return dict(id=f"{part}/{label}/{number}_{stars}", part=part, text=text, label=label, rating=int(stars))
 
+# %% ../nbs/01_data.ipynb #8888f1ce
+def safe_members(
+    tar, # An open tarball
+    path # Where it lies, for messages
+):
+    "The review files in the tarball; an archive with any member outside its own folder is refused."
+    for m in tar:
+        if m.name.startswith("/") or ".." in Path(m.name).parts: raise DataError(f"{path}: the member {m.name!r} points outside the archive. Do not use this file.")
+        if m.isfile() and MEMBER.search(m.name): yield m
+
 
 def read_archive(
     path # `aclImdb_v1.tar.gz`, or the folder that it unpacks to
@@ -87,16 +97,6 @@ def read_archive(
         except (tarfile.TarError, EOFError, OSError) as e: raise DataError(f"{path} is not a readable tarball ({e}). Fetch it again.") from e
     if not rows: raise DataError(f"{path} holds no files such as train/pos/127_9.txt.")
     return pd.DataFrame(rows).sort_values("id", ignore_index=True)
-
-
-def safe_members(
-    tar, # An open tarball
-    path # Where it lies, for messages
-):
-    "The review files in the tarball; an archive with any member outside its own folder is refused."
-    for m in tar:
-        if m.name.startswith("/") or ".." in Path(m.name).parts: raise DataError(f"{path}: the member {m.name!r} points outside the archive. Do not use this file.")
-        if m.isfile() and MEMBER.search(m.name): yield m
 
 # %% ../nbs/01_data.ipynb #9e21c9e1
 READERS = {".parquet": pd.read_parquet, ".csv": lambda p: pd.read_csv(p, encoding="utf-8"), ".jsonl": lambda p: pd.read_json(p, lines=True, encoding="utf-8", dtype=False)}
@@ -344,7 +344,7 @@ def text_key(
     "What two copies of a review have in common: its letters and digits, lower-cased, without markup."
     return hashlib.sha256("".join(re.findall(r"\w+", text.lower().replace("<br />", " "))).encode()).hexdigest()
 
-
+# %% ../nbs/01_data.ipynb #913a5178
 def split_reviews(
     df:pd.DataFrame, # Reviews with `part`, `text` and `label`
     val_share:float, # Share of the training part to hold out
@@ -352,12 +352,13 @@ def split_reviews(
 ) -> pd.Series:
     "The part of each review, with `val` for the held-out share of `train`; copies of a text stay on one side."
     part, train = df.part.copy(), df[df.part == "train"]
-    groups = train.assign(key=train.text.map(text_key)).groupby("key").agg(label=("label", "first"), rows=("id", "size"))
+    keys = train.text.map(text_key)
+    groups = train.groupby(keys).agg(label=("label", "first"), rows=("id", "size"))
     rng = np.random.default_rng(seed)
     for _, g in groups.groupby("label"):
         g = g.sample(frac=1, random_state=rng)
         held = set(g.index[g.rows.cumsum() <= round(val_share * g.rows.sum())])
-        part[train.index[train.text.map(text_key).isin(held)]] = "val"
+        part[train.index[keys.isin(held)]] = "val"
     if not (part == "val").any(): raise DataError(f"val_share={val_share} of {len(train)} training reviews leaves none for validation. Raise it, or use more reviews.")
     return part
 

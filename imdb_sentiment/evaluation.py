@@ -181,7 +181,7 @@ def plot_confusion(
     ax.set(title="Confusion matrix", xlabel="answer of the model", ylabel="label")
     return fig
 
-
+# %% ../nbs/04_evaluation.ipynb #9be30c90
 def plot_roc_pr(
     predictions:pd.DataFrame # `label` and `prob_pos`
 ):
@@ -198,7 +198,7 @@ def plot_roc_pr(
     for ax in (a, b): ax.legend(loc="lower center"); ax.set(ylim=(0, 1.02))
     return fig
 
-
+# %% ../nbs/04_evaluation.ipynb #64ca198f
 def plot_comparison(
     compared:pd.DataFrame # Columns `accuracy`, `ci_low`, `ci_high`; one row for each method
 ):

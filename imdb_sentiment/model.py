@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK_SCORES', 'DROPOUT_NAMES', 'mean_pool', 'keep_mask', 'FastDropout', 'ChunkedAttention', 'chunked_attention',
-           'attention_for', 'TransformerClassifierConfig', 'TransformerClassifier', 'build_encoder', 'tiny_config',
-           'with_dropouts', 'make_model', 'read_encoder_config', 'load_pretrained', 'use_fast_dropout', 'save_model',
+           'attention_for', 'TransformerClassifierConfig', 'build_encoder', 'TransformerClassifier', 'tiny_config',
+           'with_dropouts', 'read_encoder_config', 'load_pretrained', 'use_fast_dropout', 'make_model', 'save_model',
            'load_model']
 
 # %% ../nbs/02_model.ipynb #ef504e0c
@@ -135,7 +135,15 @@ class TransformerClassifierConfig(PretrainedConfig):
         "The encoder's configuration as the object that its class takes."
         return AutoConfig.for_model(**{k: v for k, v in self.encoder.items() if k != "transformers_version"})
 
+# %% ../nbs/02_model.ipynb #79f0d0dd
+def build_encoder(
+    config # The encoder's configuration
+):
+    "The encoder with random weights, without a pooler."
+    try: return AutoModel.from_config(config, add_pooling_layer=False)
+    except TypeError: return AutoModel.from_config(config)
 
+# %% ../nbs/02_model.ipynb #640ba65e
 class TransformerClassifier(PreTrainedModel):
     "Encoder, masked mean pooling, dropout, linear head."
     config_class = TransformerClassifierConfig
@@ -171,14 +179,6 @@ class TransformerClassifier(PreTrainedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-# %% ../nbs/02_model.ipynb #79f0d0dd
-def build_encoder(
-    config # The encoder's configuration
-):
-    "The encoder with random weights, without a pooler."
-    try: return AutoModel.from_config(config, add_pooling_layer=False)
-    except TypeError: return AutoModel.from_config(config)
-
 
 AutoConfig.register("transformer-classifier", TransformerClassifierConfig)
 AutoModelForSequenceClassification.register(TransformerClassifierConfig, TransformerClassifier)
@@ -205,26 +205,6 @@ def with_dropouts(
         if not there: raise RunError(f"{setting_name}={p}: the encoder {encoder.model_type} has no such dropout. Set {setting_name}=none.")
         for n in there: setattr(encoder, n, p)
     return encoder
-
-
-def make_model(
-    cfg:Config, # Backbone, dropouts, labels, length and cut
-    tokenizer, # Its size and padding id shape the tiny encoder
-    device:str="cpu" # Where the model will train, which decides the kind of attention
-) -> TransformerClassifier:
-    "A classifier with the pretrained encoder of `cfg.backbone` and a fresh head, seeded by `cfg.seed`."
-    seed_everything(cfg.seed)
-    tiny = cfg.backbone == "tiny"
-    encoder = with_dropouts(tiny_config(len(tokenizer)) if tiny else read_encoder_config(cfg.backbone), cfg)
-    limit = getattr(encoder, "max_position_embeddings", cfg.max_length)
-    if cfg.max_length > limit: raise RunError(f"max_length={cfg.max_length}: {cfg.backbone} reads at most {limit} tokens. Lower max_length.")
-    head = dict(dropout=cfg.dropout, read_length=cfg.max_length, truncation=cfg.truncation, id2label=dict(enumerate(cfg.label_names)), label2id={n: i for i, n in enumerate(cfg.label_names)})
-    config = TransformerClassifierConfig(encoder, **head)
-    model = TransformerClassifier(config)
-    if not tiny: load_pretrained(model, cfg.backbone)
-    model.encoder.set_attn_implementation(attention_for(encoder, device))
-    if device == "cpu": use_fast_dropout(model)
-    return model
 
 # %% ../nbs/02_model.ipynb #e0e92707
 def read_encoder_config(
@@ -258,6 +238,26 @@ def use_fast_dropout(
     "Turn every `nn.Dropout` into a `FastDropout`."
     for m in model.modules():
         if type(m) is nn.Dropout: m.__class__ = FastDropout
+
+# %% ../nbs/02_model.ipynb #b4948f00
+def make_model(
+    cfg:Config, # Backbone, dropouts, labels, length and cut
+    tokenizer, # Its size and padding id shape the tiny encoder
+    device:str="cpu" # Where the model will train, which decides the kind of attention
+) -> TransformerClassifier:
+    "A classifier with the pretrained encoder of `cfg.backbone` and a fresh head, seeded by `cfg.seed`."
+    seed_everything(cfg.seed)
+    tiny = cfg.backbone == "tiny"
+    encoder = with_dropouts(tiny_config(len(tokenizer)) if tiny else read_encoder_config(cfg.backbone), cfg)
+    limit = getattr(encoder, "max_position_embeddings", cfg.max_length)
+    if cfg.max_length > limit: raise RunError(f"max_length={cfg.max_length}: {cfg.backbone} reads at most {limit} tokens. Lower max_length.")
+    head = dict(dropout=cfg.dropout, read_length=cfg.max_length, truncation=cfg.truncation, id2label=dict(enumerate(cfg.label_names)), label2id={n: i for i, n in enumerate(cfg.label_names)})
+    config = TransformerClassifierConfig(encoder, **head)
+    model = TransformerClassifier(config)
+    if not tiny: load_pretrained(model, cfg.backbone)
+    model.encoder.set_attn_implementation(attention_for(encoder, device))
+    if device == "cpu": use_fast_dropout(model)
+    return model
 
 # %% ../nbs/02_model.ipynb #9cc480ec
 def save_model(

@@ -6,9 +6,9 @@
 __all__ = ['CHAPTER_LIST', 'PACKAGES', 'WIDGET', 'STYLE', 'app', 'Chapter', 'code_cells', 'names_used', 'file_hash',
            'source_stamp', 'fingerprint', 'is_current', 'chapter_records', 'Watch', 'environment', 'local_kernel',
            'run_chapter', 'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings',
-           'collect_metrics', 'data_name', 'publishable', 'local_paths', 'publish', 'claims_table', 'html_table',
-           'chapter_html', 'report_html', 'load_reports', 'results_table', 'render_readme', 'command_group',
-           'settings_help', 'report', 'absolute_paths', 'report_name', 'readme', 'main']
+           'data_name', 'collect_metrics', 'publishable', 'local_paths', 'publish', 'claims_table', 'html_table',
+           'chapter_html', 'report_html', 'load_reports', 'results_table', 'render_readme', 'settings_help',
+           'absolute_paths', 'report_name', 'report', 'readme', 'main']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, sys, tempfile, threading, time
@@ -61,7 +61,7 @@ def names_used(
         except SyntaxError: found |= set(re.findall(r"\w+", source))
     return found
 
-
+# %% ../nbs/08_pipeline.ipynb #e6f7c74e
 def file_hash(
     path # A file
 ) -> str:
@@ -82,7 +82,7 @@ def source_stamp(
     found = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
     return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
 
-
+# %% ../nbs/08_pipeline.ipynb #57ed3978
 def fingerprint(
     chapter:Chapter,
     cfg:Config,
@@ -143,7 +143,7 @@ class Watch:
     def __enter__(self): self.thread.start(); return self
     def __exit__(self, *error): self.stop.set(); self.thread.join(); self.news.unlink(missing_ok=True)
 
-
+# %% ../nbs/08_pipeline.ipynb #74978766
 @contextmanager
 def environment(
     **values # Variables to set
@@ -166,7 +166,7 @@ def local_kernel():
             super().__init__(*args, **kwargs)
     return LocalKernel
 
-
+# %% ../nbs/08_pipeline.ipynb #4eb4a492
 def run_chapter(
     chapter:Chapter,
     parameters:dict, # For the notebook: `preset`, `run` and the overridden settings
@@ -218,7 +218,7 @@ def adopt_config(
     open_run(cfg, run)
     return changed
 
-
+# %% ../nbs/08_pipeline.ipynb #9ef9853b
 def run_pipeline(
     preset:str, # `demo`, `paper` or `best`
     overrides:dict, # Settings to change in it
@@ -266,7 +266,7 @@ def machine(
     gpu = torch.cuda.get_device_name() if device == "cuda" else "none used"
     return dict(device=device, processor=model[1] if model else platform.processor(), cores=os.cpu_count(), memory_gib=round(psutil.virtual_memory().total / 2**30, 1), gpu=gpu, system=platform.system())
 
-
+# %% ../nbs/08_pipeline.ipynb #f0026a46
 def shown_settings(
     cfg:Config
 ) -> dict:
@@ -277,6 +277,13 @@ def shown_settings(
     return settings
 
 
+def data_name(
+    cfg:Config
+) -> str:
+    "What to call the data in a title: the embedded demo corpus is never called IMDb."
+    return "embedded demo corpus" if cfg.data == "embedded" else "IMDb reviews" if "imdb" in cfg.data.lower() else Path(cfg.data).name
+
+# %% ../nbs/08_pipeline.ipynb #5795cd6c
 def collect_metrics(
     name:str, # Of the report
     preset:str,
@@ -290,13 +297,6 @@ def collect_metrics(
     encoder = dict(part["model_facts"], backbone=shown_settings(cfg)["backbone"])
     return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], training=part["training"], data=data, analysis=part["analysis"], settings=shown_settings(cfg), seed=cfg.seed,
                 versions=package_versions(), machine=machine(part["training"]["device"]), chapters=chapters, created=max(r["finished"] for r in chapters.values()))
-
-
-def data_name(
-    cfg:Config
-) -> str:
-    "What to call the data in a title: the embedded demo corpus is never called IMDb."
-    return "embedded demo corpus" if cfg.data == "embedded" else "IMDb reviews" if "imdb" in cfg.data.lower() else Path(cfg.data).name
 
 # %% ../nbs/08_pipeline.ipynb #cb54e17b
 WIDGET = "application/vnd.jupyter.widget-view+json" # progress bars of libraries: nothing to see once they have ended
@@ -318,7 +318,7 @@ def publishable(
     for found, put in secrets.items(): text = text.replace(json.dumps(found)[1:-1], put)
     return nbformat.reads(text, 4)
 
-
+# %% ../nbs/08_pipeline.ipynb #e2c17085
 def local_paths(
     cfg:Config,
     run # Run folder
@@ -330,7 +330,7 @@ def local_paths(
             for text in (value, str(Path(value).resolve())): paths[text] = Path(value).resolve().name
     return dict(sorted((p for p in paths.items() if len(p[0]) > 1 and p[0] != "embedded"), key=lambda p: -len(p[0])))
 
-
+# %% ../nbs/08_pipeline.ipynb #d45d4075
 def publish(
     name:str, # Of the report
     preset:str,
@@ -378,7 +378,7 @@ def claims_table(
         ("Real-time ready, suitable for batches", f"{m['reviews_per_second']:.0f} reviews/s in batches on the same machine"),
     ]
 
-
+# %% ../nbs/08_pipeline.ipynb #e6c275a5
 STYLE = """:root{--fg:#1c2733;--bg:#fff;--dim:#5b6875;--line:#dde3e9;--accent:#0072B2;--soft:#f5f7f9}
 *{box-sizing:border-box}body{font:16px/1.6 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0}
 main{max-width:60rem;margin:0 auto;padding:1.5rem}h1{line-height:1.2;margin:.2em 0}h2{margin-top:2.5em;border-top:2px solid var(--line);padding-top:1em}
@@ -409,7 +409,7 @@ def chapter_html(
     body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     return re.sub(r"<script.*?</script>", "", body, flags=re.S).replace("<img ", f'<img alt="Figure of the chapter {html.escape(name)}, described in the text below it" ')
 
-
+# %% ../nbs/08_pipeline.ipynb #19fe7b99
 def report_html(
     m:dict, # Content of `metrics.json`
     chapters:dict # Name to published notebook
@@ -459,7 +459,7 @@ def results_table(
     rows.append(f"| original write-up, its author's figures | DistilBERT, 67 M | {o['accuracy']:.1%} | not given | {o['f1_macro']:.3f} | {o['training_time']} |")
     return "\n".join([head, *rows])
 
-
+# %% ../nbs/08_pipeline.ipynb #90717ec9
 def render_readme(
     notebooks=None # Folder of the notebooks; the project's if not given
 ) -> str:
@@ -480,16 +480,28 @@ def render_readme(
 app = typer.Typer(help="Fine-tune a transformer on movie reviews, chapter by chapter, and regenerate the report.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def command_group(): pass # makes `report` a word on the command line although it was the only command once
-
-
 def settings_help() -> str:
     "All settings with their defaults and meanings, for `--help`."
     width = max(len(f.name) for f in fields(Config))
     return "\n".join(f"{f.name:{width}}  {f.metadata['help']} (demo: {f.default})" for f in fields(Config))
 
+# %% ../nbs/08_pipeline.ipynb #01feb316
+def absolute_paths(
+    overrides:dict # Settings to change
+) -> dict:
+    "The same with paths that exist made absolute: notebooks run in another folder than the command."
+    there = lambda k, v: k in ("data", "backbone") and Path(v).expanduser().exists()
+    return {k: str(Path(v).expanduser().resolve()) if there(k, v) else v for k, v in overrides.items()}
 
+
+def report_name(
+    name:str # Of a report
+) -> str:
+    "The name, if it can be a folder's; otherwise a `SettingError`."
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name): raise SettingError(f"name {name!r}: use letters, digits, '.', '_' and '-' only, as it names a folder.")
+    return name
+
+# %% ../nbs/08_pipeline.ipynb #dd2c6efc
 @app.command(epilog="Examples:  imdb-sentiment report  |  imdb-sentiment report --preset paper  |  imdb-sentiment report --preset paper --set data=./aclImdb_v1.tar.gz --set backbone=./distilbert-base-uncased")
 def report(
     preset:str=typer.Option("demo", help="demo: two minutes, offline, embedded corpus. paper: the recipe of the original write-up. best: our own recipe."),
@@ -513,22 +525,6 @@ def report(
         raise typer.Exit(1)
     accuracy = read_json(target/"metrics.json")["accuracy"]
     print(f"\nAccuracy {accuracy['value']:.2%} (95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}) on the test part of the {data_name(cfg)}.\nReport: {target/'report.html'} ({time.monotonic() - started:.0f} s)")
-
-
-def absolute_paths(
-    overrides:dict # Settings to change
-) -> dict:
-    "The same with paths that exist made absolute: notebooks run in another folder than the command."
-    there = lambda k, v: k in ("data", "backbone") and Path(v).expanduser().exists()
-    return {k: str(Path(v).expanduser().resolve()) if there(k, v) else v for k, v in overrides.items()}
-
-
-def report_name(
-    name:str # Of a report
-) -> str:
-    "The name, if it can be a folder's; otherwise a `SettingError`."
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name): raise SettingError(f"name {name!r}: use letters, digits, '.', '_' and '-' only, as it names a folder.")
-    return name
 
 
 @app.command()

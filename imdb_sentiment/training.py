@@ -357,7 +357,7 @@ def check_finite(
 def finish_epoch(
     job:TrainingJob # After `train_epoch`
 ) -> dict:
-    "Evaluate, log, keep the model if it is the best so far, and write a checkpoint; the record of the epoch."
+    "Evaluate, keep the model if it is the best so far, and write a checkpoint; the record of the epoch."
     state, started = job.state, time.monotonic()
     models = job.candidates()
     scores = {name: job.evaluate(model, "val") for name, model in models.items()}
@@ -380,7 +380,7 @@ def finish_epoch(
     job.save()
     return record
 
-
+# %% ../nbs/03_training.ipynb #ebaac997
 def set_aside(
     run # Run folder
 ):
