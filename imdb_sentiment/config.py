@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CHAPTERS', 'PALETTE', 'SettingError', 'setting', 'coerce_setting', 'Config', 'check_names', 'make_config',
-           'parse_overrides', 'atomic_path', 'remove', 'write_json', 'read_json', 'RunError', 'project_root',
+           'parse_overrides', 'atomic_path', 'recover', 'remove', 'write_json', 'read_json', 'RunError', 'project_root',
            'config_differences', 'open_run', 'need', 'injected_names', 'chapter_run', 'pick_device', 'pick_precision',
            'seed_everything', 'without_docstrings', 'library_definitions', 'code_fingerprint', 'settings_until',
            'house_style', 'save_figure']
@@ -71,6 +71,7 @@ class Config:
     dropout:float = setting(0.3, "dropout before the linear head", "model", low=0, high=0.99)
     hidden_dropout:float|None = setting(None, "dropout inside the encoder; none keeps the encoder's own", "model", low=0, high=0.99)
     attention_dropout:float|None = setting(None, "dropout on attention weights; none keeps the encoder's own", "model", low=0, high=0.99)
+    micro_batch:int = setting(0, "reviews in memory at a time; a step does its batch in parts of this size and adds their gradients up; 0 does it at once", "training", low=0)
     token_dropout:float = setting(0.0, "share of a review's tokens left out at random, anew in each training step", "training", low=0, high=0.9)
     average_decay:float = setting(0.0, "decay per step of the moving average of the weights that competes with the last ones; 0 keeps none", "training", low=0, high=0.9999)
     epochs:int = setting(4, "passes over the training part", "training", low=1, high=1000)
@@ -163,6 +164,17 @@ def atomic_path(
         os.replace(tmp, path)
         remove(old)
     finally: remove(tmp)
+
+
+def recover(
+    path # Where `atomic_path` wrote
+):
+    "Undo what a kill inside `atomic_path` left: if it fell between the two renames of a folder, put the old one back; delete remains."
+    path = Path(path)
+    for old in sorted(path.parent.glob(f".{path.name}.*.old")):
+        if path.exists(): remove(old)
+        else: old.rename(path)
+    for tmp in path.parent.glob(f".{path.name}.*.tmp"): remove(tmp)
 
 
 def remove(

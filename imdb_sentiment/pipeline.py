@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHAPTER_LIST', 'PACKAGES', 'WIDGET', 'STYLE', 'app', 'Chapter', 'code_cells', 'names_used', 'file_hash',
-           'source_stamp', 'fingerprint', 'is_current', 'chapter_records', 'Watch', 'environment', 'local_kernel',
-           'run_chapter', 'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings',
-           'data_name', 'collect_metrics', 'publishable', 'local_paths', 'publish', 'claims_table', 'html_table',
-           'chapter_html', 'report_html', 'load_reports', 'results_table', 'render_readme', 'settings_help',
-           'absolute_paths', 'report_name', 'report', 'readme', 'main']
+           'source_stamp', 'fingerprint', 'is_current', 'chapter_records', 'Watch', 'orderly_exit', 'environment',
+           'local_kernel', 'run_chapter', 'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine',
+           'shown_settings', 'data_name', 'collect_metrics', 'publishable', 'local_paths', 'publish', 'claims_table',
+           'html_table', 'chapter_html', 'report_html', 'load_reports', 'results_table', 'render_readme',
+           'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report', 'train_command', 'readme',
+           'main']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
-import ast, hashlib, html, json, logging, os, platform, re, shutil, sys, tempfile, threading, time
+import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -21,8 +22,8 @@ import nbformat, psutil, typer
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .config import (Config, PRESETS, RunError, SettingError, atomic_path, code_fingerprint, config_differences, make_config, open_run, parse_overrides,
-                                   project_root, read_json, remove, settings_until, write_json)
+from .config import (Config, PRESETS, RunError, SettingError, atomic_path, code_fingerprint, config_differences, make_config, open_run, pick_device, parse_overrides,
+                                   project_root, read_json, recover, remove, settings_until, write_json)
 
 # %% ../nbs/08_pipeline.ipynb #570aa9a0
 @dataclass(frozen=True)
@@ -143,7 +144,18 @@ class Watch:
     def __enter__(self): self.thread.start(); return self
     def __exit__(self, *error): self.stop.set(); self.thread.join(); self.news.unlink(missing_ok=True)
 
-# %% ../nbs/08_pipeline.ipynb #74978766
+# %% ../nbs/08_pipeline.ipynb #bbc3d920
+@contextmanager
+def orderly_exit():
+    "While the block runs, SIGTERM ends it as Ctrl-C does: what is running is interrupted and may save first."
+    def leave(number, frame): raise SystemExit(128 + number)
+    here = threading.current_thread() is threading.main_thread() # Python handles signals there only
+    before = signal.signal(signal.SIGTERM, leave) if here else None
+    try: yield
+    finally:
+        if here: signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def environment(
     **values # Variables to set
@@ -157,13 +169,18 @@ def environment(
 
 
 def local_kernel():
-    "A kernel manager whose kernels talk over files and not over ports, so that nobody else on the machine can listen."
+    "A kernel manager whose kernels talk over files and not over ports, so that nobody else on the machine can listen, and are interrupted before they end."
     from jupyter_client.manager import AsyncKernelManager
 
     class LocalKernel(AsyncKernelManager):
         def __init__(self, *args, **kwargs):
             if os.name == "posix": kwargs |= dict(transport="ipc", ip=f"{tempfile.mkdtemp(prefix='kernel-')}/socket")
             super().__init__(*args, **kwargs)
+            self.shutdown_wait_time = 120 # seconds, for training to save
+
+        async def shutdown_kernel(self, now=False, restart=False):
+            if not now and await self.is_alive(): await self.interrupt_kernel()
+            await super().shutdown_kernel(now, restart)
     return LocalKernel
 
 # %% ../nbs/08_pipeline.ipynb #4eb4a492
@@ -230,7 +247,7 @@ def run_pipeline(
     if not (notebooks/"01_data.ipynb").exists(): raise RunError(f"There are no notebooks in {notebooks}. Run this inside a clone of the project, whose nbs/ are the pipeline.")
     if not run.exists(): open_run(cfg, run)
     ran = []
-    with locked(run):
+    with locked(run), orderly_exit():
         for name, (old, new) in adopt_config(cfg, run).items(): say(f"{name} was {old!r} and is {new!r} now")
         parameters = dict(preset=preset, run=str(run), **{k: getattr(cfg, k) for k in overrides})
         for i, chapter in enumerate(CHAPTER_LIST, 1):
@@ -341,6 +358,7 @@ def publish(
     "Write `reports/<name>` as a whole; its path."
     run, target = Path(run), Path(reports)/name
     metrics, secrets, chapters = collect_metrics(name, preset, cfg, run), local_paths(cfg, run), {}
+    recover(target)
     with atomic_path(target) as tmp:
         (tmp/"chapters").mkdir(parents=True)
         for c in CHAPTER_LIST:
@@ -485,7 +503,19 @@ def settings_help() -> str:
     width = max(len(f.name) for f in fields(Config))
     return "\n".join(f"{f.name:{width}}  {f.metadata['help']} (demo: {f.default})" for f in fields(Config))
 
-# %% ../nbs/08_pipeline.ipynb #01feb316
+# %% ../nbs/08_pipeline.ipynb #fc29fb4d
+@contextmanager
+def told_in_a_sentence():
+    "Mistakes and mishaps end the command with their message and exit status 1; stopping it, with 130."
+    try: yield
+    except KeyboardInterrupt as e: # `Stopped` says what was saved
+        print(f"imdb-sentiment: {e or 'stopped'}", file=sys.stderr)
+        raise typer.Exit(130)
+    except (RuntimeError, OSError, ValueError) as e: # `RunError`, `SettingError`, `TrainingError`, `DataError` are among them
+        print(f"imdb-sentiment: {e}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def absolute_paths(
     overrides:dict # Settings to change
 ) -> dict:
@@ -513,18 +543,36 @@ def report(
     "Run the chapters that are out of date, and publish the report to reports/NAME."
     if list_settings: print(settings_help()); return
     root, started = project_root(), time.monotonic()
-    try:
+    with told_in_a_sentence():
         name = report_name(name or preset)
         overrides = absolute_paths(parse_overrides(set_))
         cfg, run = make_config(preset, **overrides), Path(run_dir) if run_dir else root/"runs"/name
         run_pipeline(preset, overrides, run)
         target = root/"reports"/name
         publish(name, preset, cfg, run, root/"reports")
-    except (RunError, SettingError, OSError, ValueError) as e:
-        print(f"imdb-sentiment: {e}", file=sys.stderr)
-        raise typer.Exit(1)
     accuracy = read_json(target/"metrics.json")["accuracy"]
     print(f"\nAccuracy {accuracy['value']:.2%} (95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}) on the test part of the {data_name(cfg)}.\nReport: {target/'report.html'} ({time.monotonic() - started:.0f} s)")
+
+
+@app.command("train", epilog="Several processes:  torchrun --nproc_per_node 8 $(which imdb-sentiment) train --preset best --run-dir runs/mine")
+def train_command(
+    preset:str=typer.Option("demo", help="demo, paper or best."),
+    set_:list[str]=typer.Option([], "--set", metavar="NAME=VALUE", help="Change a setting; may be given more than once."),
+    run_dir:str=typer.Option("", help="Folder of the run; runs/PRESET if not given."),
+):
+    "Only train, or go on training: the chapters 01 and 03 without notebooks, also under torchrun or accelerate launch."
+    from accelerate import PartialState
+    from imdb_sentiment.data import prepare_split
+    from imdb_sentiment.training import train
+    with told_in_a_sentence():
+        cfg = make_config(preset, **absolute_paths(parse_overrides(set_)))
+        run = Path(run_dir or project_root()/"runs"/preset)
+        with PartialState(cpu=pick_device(cfg.device) == "cpu").main_process_first():
+            open_run(cfg, run)
+            if not (run/"split.parquet").exists(): prepare_split(cfg, run)
+        summary = train(cfg, run)
+    if not int(os.environ.get("RANK", 0)):
+        print(f"Validation accuracy {summary['best_val_accuracy']:.2%} after epoch {summary['best_epoch']}, {summary['wall_seconds'] / 60:.1f} min. Model: {run/'model'}")
 
 
 @app.command()

@@ -4,18 +4,24 @@
 
 # %% auto #0
 __all__ = ['LOG_EVERY', 'layer_depth', 'param_groups', 'make_optimizer', 'drop_tokens', 'Progress', 'predict_logits',
-           'loss_and_accuracy', 'State', 'optimizer_tensors', 'save_checkpoint', 'load_checkpoint', 'restore_optimizer',
-           'append_log', 'read_log', 'trim_log', 'run_identity', 'peak_memory', 'TrainingError', 'TrainingJob',
-           'train_epoch', 'check_finite', 'finish_epoch', 'set_aside', 'train', 'plot_curves']
+           'loss_and_accuracy', 'State', 'optimizer_tensors', 'restore_optimizer', 'file_digest', 'write_tensors',
+           'save_checkpoint', 'load_checkpoint', 'append_log', 'read_log', 'trim_log', 'run_identity', 'peak_memory',
+           'TrainingError', 'Stopped', 'stop_signals', 'rows_collator', 'micro_batches', 'TrainingJob',
+           'memory_explained', 'train_step', 'fetch_losses', 'check_finite', 'train_epoch', 'finish_epoch',
+           'batch_sizes', 'synchronize', 'try_batches', 'update_seconds', 'evaluation_seconds', 'estimate_cost',
+           'cost_in_words', 'working_alone', 'set_aside', 'train', 'plot_curves']
 
-# %% ../nbs/03_training.ipynb #bc99169a
-import json, math, os, re, resource, sys, time
+# %% ../nbs/03_training.ipynb #89798bfb
+import hashlib, json, math, os, re, resource, signal, sys, threading, time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.state import AcceleratorState
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -23,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from .config import (Config, PALETTE, RunError, SettingError, atomic_path, chapter_run, code_fingerprint, house_style, open_run, pick_device,
-                                   pick_precision, read_json, remove, save_figure, seed_everything, settings_until, write_json)
+                                   pick_precision, read_json, recover, remove, save_figure, seed_everything, settings_until, write_json)
 from .data import LengthBatches, collate, load_split, load_tokenizer, prepare_split, text_hash, tokenize_reviews
 from .model import load_model, make_model, save_model
 
@@ -150,6 +156,7 @@ class State:
     seconds:float=0.0 # Wall time over all sittings
     sittings:int=0 # How often the run was started or resumed
     epochs:list=field(default_factory=list) # One record for each finished epoch
+    estimate:dict=field(default_factory=dict) # Seconds and bytes that the first sitting expected
     finished:bool=False
 
 
@@ -161,60 +168,75 @@ def optimizer_tensors(
     return {f"{i}.{k}": v for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}
 
 
-def save_checkpoint(
-    folder, # `checkpoints` of the run
-    model, # On any device
-    optimizer, # AdamW
-    average, # The `AveragedModel`, or `None`
-    state:State,
-    keep:int=2 # Newest ones to keep
-):
-    "Write a checkpoint, then remove older ones."
-    folder = Path(folder)
-    with atomic_path(folder/f"step-{state.step:08d}-{state.epoch:04d}") as tmp:
-        tmp.mkdir()
-        generators = {"rng.cpu": torch.get_rng_state(), **{f"rng.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])}}
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp/"model.safetensors")
-        save_file({k: v.detach().cpu().contiguous() for k, v in {**optimizer_tensors(optimizer), **generators}.items()}, tmp/"optimizer.safetensors")
-        if average: save_file({k: v.detach().cpu().contiguous() for k, v in average.state_dict().items()}, tmp/"average.safetensors")
-        write_json(tmp/"state.json", asdict(state))
-    for old in sorted(folder.glob("step-*"))[:-keep]: remove(old)
-
-# %% ../nbs/03_training.ipynb #a4938a0e
-def load_checkpoint(
-    folder, # `checkpoints` of the run
-    model, # Filled in place
-    optimizer, # Filled in place
-    average, # The `AveragedModel`, filled in place, or `None`
-    identity:str # The run's; a checkpoint of another is not used
-) -> State:
-    "The state of the newest whole checkpoint of this run, with model, optimizer and generators set to it; a fresh `State` if there is none."
-    for path in sorted(Path(folder).glob("step-*"), reverse=True):
-        try:
-            state = State(**read_json(path/"state.json"))
-            weights, tensors = load_file(path/"model.safetensors"), load_file(path/"optimizer.safetensors")
-            averaged = load_file(path/"average.safetensors") if average else None
-        except Exception as e: # damaged: each file has its own way of failing
-            print(f"The checkpoint {path} is damaged ({type(e).__name__}); trying the one before it.", file=sys.stderr)
-            continue
-        if state.identity != identity: continue
-        model.load_state_dict(weights)
-        if average: average.load_state_dict(averaged)
-        restore_optimizer(optimizer, tensors)
-        torch.set_rng_state(tensors["rng.cpu"])
-        if torch.cuda.is_available(): torch.cuda.set_rng_state_all([tensors[k] for k in sorted(tensors) if k.startswith("rng.cuda")])
-        return state
-    return State(identity)
-
-
 def restore_optimizer(
     optimizer, # AdamW, filled in place
     tensors:dict # From `optimizer_tensors`
 ):
     "Put saved tensors back into the optimizer."
-    for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"]):
-        mine = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{i}.")}
-        if mine: optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
+    params = [p for g in optimizer.param_groups for p in g["params"]]
+    for name, tensor in tensors.items():
+        i, k = name.split(".", 1)
+        optimizer.state[params[int(i)]][k] = tensor if k == "step" else tensor.to(params[int(i)].device)
+
+# %% ../nbs/03_training.ipynb #c1d4599e
+def file_digest(
+    path # A file
+) -> str:
+    "Its SHA-256."
+    with open(path, "rb") as f: # hashlib.file_digest needs Python 3.11
+        h = hashlib.sha256()
+        while block := f.read(2**20): h.update(block)
+    return h.hexdigest()
+
+
+def write_tensors(
+    path, # File to write
+    tensors:dict # Name to tensor
+) -> str:
+    "Write a safetensors file, read it back, compare; its SHA-256. Raises `OSError` if the disk did not keep it."
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    try: save_file(tensors, path)
+    except SafetensorError as e: raise OSError(str(e)) from e
+    with safe_open(path, "pt") as f: # one tensor at a time, for memory's sake
+        if not all(torch.equal(f.get_tensor(k), v) for k, v in tensors.items()): raise OSError(f"{path} reads back differently from what was written")
+    return file_digest(path)
+
+
+def save_checkpoint(
+    folder, # `checkpoints` of the run
+    parts:dict, # File name without ending to a dict of tensors
+    state:State,
+    keep:int=2 # Newest ones to keep
+):
+    "Write a checkpoint, verify it, then remove older ones. Raises `RunError` if it cannot be written; the last one stays."
+    folder = Path(folder)
+    try:
+        with atomic_path(folder/f"step-{state.step:08d}-{state.epoch:04d}") as tmp:
+            tmp.mkdir()
+            digests = {name: write_tensors(tmp/f"{name}.safetensors", tensors) for name, tensors in parts.items()}
+            write_json(tmp/"state.json", dict(asdict(state), digests=digests))
+    except OSError as e:
+        size = sum(v.numel() * v.element_size() for tensors in parts.values() for v in tensors.values())
+        raise RunError(f"The checkpoint of step {state.step} could not be written to {folder} ({e}). It needs {size / 2**20:,.0f} MiB beside the last one, which was kept. Free some space and start again: training goes on from there.") from e
+    for old in sorted(folder.glob("step-*"))[:-keep]: remove(old)
+
+
+def load_checkpoint(
+    folder, # `checkpoints` of the run
+    identity:str # The run's; a checkpoint of another is not used
+) -> tuple:
+    "State and tensors (file name to dict) of the newest whole checkpoint of this run; a fresh `State` and no tensors if there is none."
+    for path in sorted(Path(folder).glob("step-*"), reverse=True):
+        try:
+            saved = read_json(path/"state.json")
+            if saved["identity"] != identity: continue
+            digests = saved.pop("digests")
+            for name, digest in digests.items():
+                if file_digest(path/f"{name}.safetensors") != digest: raise ValueError(f"{name}.safetensors has changed since it was written")
+            return State(**saved), {name: load_file(path/f"{name}.safetensors") for name in digests}
+        except Exception as e: # damaged: each file has its own way of failing
+            print(f"The checkpoint {path} is damaged ({type(e).__name__}: {str(e)[:100]}); trying the one before it.", file=sys.stderr)
+    return State(identity), {}
 
 # %% ../nbs/03_training.ipynb #2b5b9521
 def append_log(
@@ -250,11 +272,10 @@ def run_identity(
     cfg:Config,
     reviews:pd.DataFrame # The split
 ) -> str:
-    "A hash of all that the trained weights depend on. Where reviews and backbone lie, and how often checkpoints are written, is not part of it."
-    import hashlib
-    settings = {k: v for k, v in settings_until(cfg, "training").items() if k not in ("checkpoint_minutes", "data")} | {"backbone": Path(cfg.backbone).name}
+    "A hash of all that the trained weights depend on. Where reviews and backbone lie, how often checkpoints are written and how a batch is divided is not part of it."
+    settings = {k: v for k, v in settings_until(cfg, "training").items() if k not in ("checkpoint_minutes", "micro_batch", "data")} | {"backbone": Path(cfg.backbone).name}
     weights = Path(cfg.backbone)/"model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else ""
+    digest = file_digest(weights) if weights.exists() else ""
     parts = [settings, text_hash(reviews), reviews.part.tolist(), digest, code_fingerprint(["train"])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -271,78 +292,159 @@ class TrainingError(RuntimeError):
     "Training that cannot go on; the message says what to try."
 
 
+class Stopped(KeyboardInterrupt):
+    "Training was asked to stop, and saved first."
+
+
+@contextmanager
+def stop_signals():
+    "A list that fills when Ctrl-C or SIGTERM comes, so that the loop can save first; a second signal acts at once."
+    asked = []
+    def note(number, frame):
+        if asked: raise KeyboardInterrupt
+        asked.append(number)
+        print("Saving before it stops; once more stops at once.", file=sys.stderr)
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else () # Python handles signals there only
+    before = {n: signal.signal(n, note) for n in numbers}
+    try: yield asked
+    finally:
+        for n, handler in before.items(): signal.signal(n, handler)
+
+# %% ../nbs/03_training.ipynb #3edce366
+def rows_collator(
+    pad_id:int, # The tokenizer's padding id
+    rank:int=0, # Number of this process
+    world:int=1 # Of how many
+):
+    "A `collate_fn` that keeps this process's rows of a batch; `reviews` counts the whole batch and `weight` says which share of it the rows are."
+    def collated(rows):
+        mine = rows[rank::world]
+        return dict(collate(mine or rows[:1], pad_id), reviews=len(rows), weight=len(mine) / len(rows)) # with fewer rows than processes, some take part without weight
+    return collated
+
+
+def micro_batches(
+    batch:dict, # Tensors (reviews x ...)
+    size:int # Reviews in each part; 0 for one part
+) -> list:
+    "Parts of a batch, each with its share of it: `(part, share)`."
+    n = len(batch["labels"])
+    parts = [{k: v[i:i + (size or n)] for k, v in batch.items()} for i in range(0, n, size or n)]
+    return [(part, len(part["labels"]) / n) for part in parts]
+
+# %% ../nbs/03_training.ipynb #9094b632
 class TrainingJob:
     "Model, optimizer, data and state of one run, as they were at its newest checkpoint."
-    def __init__(self, cfg:Config, run):
-        self.cfg, self.run, self.device = cfg, Path(run), pick_device(cfg.device)
+    def __init__(self, cfg:Config, run, stop_asked=()):
+        self.cfg, self.run, self.device, self.stop_asked = cfg, Path(run), pick_device(cfg.device), stop_asked
         self.precision = pick_precision(cfg.precision, self.device)
-        reviews = load_split(run)
-        self.tokenizer = load_tokenizer(cfg, reviews.text[reviews.part == "train"])
-        tokens = {part: tokenize_reviews(reviews[reviews.part == part], self.tokenizer, cfg.max_length, cfg.truncation, self.run/"tokens") for part in ("train", "val")}
-        sample = np.random.default_rng(cfg.seed).permutation(len(tokens["train"]))[:min(len(tokens["val"]), 2000)]
-        self.tokens = {**tokens, "train sample": tokens["train"].select(np.sort(sample))}
-        self.batches = LengthBatches(tokens["train"]["n_tokens"], cfg.batch_size, cfg.seed)
-        pad = lambda rows: collate(rows, self.tokenizer.pad_token_id)
         AcceleratorState._reset_state() # else the first run of a process would fix the precision of all later ones
         self.accelerator = Accelerator(cpu=self.device == "cpu", mixed_precision={"bf16": "bf16", "fp32": "no"}[self.precision])
+        with self.accelerator.main_process_first(): self.read_data() # which fills the cache that the others then use
         model = make_model(cfg, self.tokenizer, self.device).to(self.accelerator.device)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.average_decay)) if cfg.average_decay else None
         self.total_steps = len(self.batches) * cfg.epochs
         optimizer, self.schedule = make_optimizer(model, cfg, self.total_steps)
-        loader = DataLoader(tokens["train"], batch_sampler=self.batches, collate_fn=pad, generator=torch.Generator()) # its own, or resuming would shift the model's
-        self.special_ids = torch.tensor([i for i in (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id) if i is not None], device=self.accelerator.device)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.pending = [] # losses, right answers and reviews of steps that have not been fetched from the device
+        self.restore()
+
+    def read_data(self):
+        reviews, cfg = load_split(self.run), self.cfg
         self.identity = run_identity(cfg, reviews)
-        self.state = load_checkpoint(self.run/"checkpoints", model, optimizer, self.average, self.identity)
-        for _ in range(self.state.step): self.schedule.step()
+        self.tokenizer = load_tokenizer(cfg, reviews.text[reviews.part == "train"])
+        self.special_ids = torch.tensor([i for i in (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id) if i is not None], device=self.accelerator.device)
+        tokens = {part: tokenize_reviews(reviews[reviews.part == part], self.tokenizer, cfg.max_length, cfg.truncation, self.run/"tokens") for part in ("train", "val")}
+        sample = np.random.default_rng(cfg.seed).permutation(len(tokens["train"]))[:min(len(tokens["val"]), 2000)]
+        self.tokens = {**tokens, "train sample": tokens["train"].select(np.sort(sample))}
+        self.batches = LengthBatches(tokens["train"]["n_tokens"], cfg.batch_size, cfg.seed)
+        collator = rows_collator(self.tokenizer.pad_token_id, self.accelerator.process_index, self.accelerator.num_processes)
+        self.loader = DataLoader(tokens["train"], batch_sampler=self.batches, collate_fn=collator)
+
+    def restore(self):
+        "Take up the newest checkpoint, if there is one."
+        self.state, tensors = load_checkpoint(self.run/"checkpoints", self.identity)
+        if tensors:
+            self.plain_model().load_state_dict(tensors["model"])
+            restore_optimizer(self.optimizer.optimizer, tensors["optimizer"])
+            if self.average: self.average.load_state_dict(tensors["average"])
+            self.schedule = get_linear_schedule_with_warmup(self.optimizer.optimizer, self.cfg.warmup_steps, self.total_steps, last_epoch=self.state.step - 1)
         self.state.sittings += 1
 
+    def plain_model(self): return self.accelerator.unwrap_model(self.model)
+
     def save(self):
-        "Write a checkpoint."
-        save_checkpoint(self.run/"checkpoints", self.accelerator.unwrap_model(self.model), self.optimizer.optimizer, self.average, self.state)
+        "Write a checkpoint, once for all processes."
+        if not self.accelerator.is_main_process: return
+        parts = dict(model=self.plain_model().state_dict(), optimizer=optimizer_tensors(self.optimizer.optimizer))
+        if self.average: parts["average"] = self.average.state_dict()
+        save_checkpoint(self.run/"checkpoints", parts, self.state)
 
     def candidates(self) -> dict:
         "The models that compete on validation: the last weights and, if asked for, their moving average."
-        return {"last": self.accelerator.unwrap_model(self.model)} | ({"average": self.average.module} if self.average else {})
+        return {"last": self.plain_model()} | ({"average": self.average.module} if self.average else {})
 
     def evaluate(self, model, part:str):
-        "Loss and accuracy of `model` on `val` or `train sample`."
-        logits = predict_logits(model, self.tokens[part], self.tokenizer.pad_token_id, self.cfg.eval_batch_size, self.precision, f"evaluating on {part}")
-        return loss_and_accuracy(logits, self.tokens[part]["label"])
+        "Loss and accuracy of `model` on `val` or `train sample`; each process predicts its share."
+        tokens, rank, world = self.tokens[part], self.accelerator.process_index, self.accelerator.num_processes
+        logits = np.zeros((len(tokens), model.config.num_labels), dtype=np.float32)
+        logits[rank::world] = predict_logits(model, tokens.select(range(rank, len(tokens), world)), self.tokenizer.pad_token_id, self.cfg.eval_batch_size, self.precision, f"evaluating on {part}")
+        logits = self.accelerator.reduce(torch.tensor(logits, device=self.accelerator.device), "sum").cpu()
+        return loss_and_accuracy(logits, tokens["label"])
 
-# %% ../nbs/03_training.ipynb #a48d068a
+# %% ../nbs/03_training.ipynb #e4e8c852
 LOG_EVERY = 10 # steps
 
 
-def train_epoch(
-    job:TrainingJob # Changed in place
+@contextmanager
+def memory_explained(
+    cfg:Config
 ):
-    "One pass over the training reviews, or the rest of one after an interruption."
-    cfg, state, model, optimizer = job.cfg, job.state, job.model, job.optimizer
-    job.batches.set_epoch(state.epoch)
-    model.train()
-    began, saved, sitting = state.seconds, time.monotonic(), time.monotonic()
-    with Progress(len(job.tokens["train"]), f"epoch {state.epoch + 1} of {cfg.epochs}", state.batch * cfg.batch_size) as progress:
-        for batch in skip_first_batches(job.loader, state.batch):
-            if cfg.token_dropout: batch = drop_tokens(batch, cfg.token_dropout, job.special_ids, job.tokenizer.pad_token_id)
-            output = model(**batch)
-            job.accelerator.backward(output.loss)
-            job.accelerator.clip_grad_norm_(model.parameters(), cfg.clip_norm)
-            optimizer.step(); job.schedule.step(); optimizer.zero_grad()
-            if job.average: job.average.update_parameters(job.accelerator.unwrap_model(model))
+    "Say which setting to lower where memory runs out."
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e): raise
+        half = max((cfg.micro_batch or cfg.batch_size) // 2, 1)
+        raise TrainingError(f"Out of memory with micro_batch={cfg.micro_batch}, batch_size={cfg.batch_size}, max_length={cfg.max_length}. Set micro_batch={half}: "
+                            "the batch stays the same, training goes on from its last checkpoint. If that is 1 already, lower max_length.") from e
 
-            n = len(batch["labels"])
-            state.step += 1; state.batch += 1; state.seconds = began + time.monotonic() - sitting
-            right = (output.logits.argmax(-1) == batch["labels"]).sum().item()
-            state.running = [a + b for a, b in zip(state.running, (output.loss.item() * n, right, n))]
-            check_finite(state)
-            loss, accuracy = state.running[0] / state.running[2], state.running[1] / state.running[2]
-            progress.step(n, loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", lr=f"{job.schedule.get_last_lr()[0]:.1e}")
-            if state.step % LOG_EVERY == 0:
-                append_log(job.run/"log.jsonl", step=state.step, epoch=state.epoch + state.batch / len(job.batches), loss=output.loss.item(), accuracy=right / n,
-                           learning_rate=max(job.schedule.get_last_lr()), seconds=round(state.seconds, 3))
-            if time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
-                job.save(); saved = time.monotonic()
+
+def train_step(
+    job:TrainingJob, # Changed in place
+    batch:dict # From `rows_collator`
+):
+    "Forward, backward, clip, step."
+    cfg, accelerator, reviews, weight = job.cfg, job.accelerator, batch.pop("reviews"), batch.pop("weight")
+    torch.manual_seed(int(np.random.SeedSequence((cfg.seed, job.state.step, accelerator.process_index)).generate_state(1, np.uint64)[0]))
+    batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
+    if cfg.token_dropout: batch = drop_tokens(batch, cfg.token_dropout, job.special_ids, job.tokenizer.pad_token_id)
+    parts, loss, right = micro_batches(batch, cfg.micro_batch), 0.0, 0.0
+    for i, (part, share) in enumerate(parts):
+        together = nullcontext() if i == len(parts) - 1 else accelerator.no_sync(job.model) # processes exchange gradients with the last part
+        with memory_explained(cfg), together:
+            output = job.model(**part)
+            accelerator.backward(output.loss * (weight * share * accelerator.num_processes)) # over processes, the mean is taken
+        loss += output.loss.detach() * weight * share * reviews
+        right += (output.logits.argmax(-1) == part["labels"]).sum() * bool(weight)
+    accelerator.clip_grad_norm_(job.model.parameters(), cfg.clip_norm)
+    job.optimizer.step(); job.schedule.step(); job.optimizer.zero_grad()
+    if job.average: job.average.update_parameters(job.plain_model())
+    job.state.step += 1; job.state.batch += 1
+    job.pending.append((torch.stack([loss, right.float()]), reviews))
+
+
+def fetch_losses(
+    job:TrainingJob # Changed in place
+) -> tuple:
+    "Add the steps since the last call to the state, over all processes; their mean loss and accuracy."
+    if not job.pending: return float("nan"), float("nan")
+    figures = job.accelerator.reduce(torch.stack([f for f, _ in job.pending]), "sum").tolist()
+    rows = [(loss, right, n) for (loss, right), (_, n) in zip(figures, job.pending)]
+    for row in rows: job.state.running = [a + b for a, b in zip(job.state.running, row)]
+    job.pending = []
+    check_finite(job.state)
+    loss, right, n = np.sum(rows, axis=0)
+    return loss / n, right / n
 
 
 def check_finite(
@@ -352,6 +454,33 @@ def check_finite(
     if not math.isfinite(state.running[0]):
         raise TrainingError(f"The loss is not finite at step {state.step}. Try a lower learning_rate, a smaller clip_norm, more warmup_steps, or precision=fp32; "
                             "the last checkpoint was kept, and a changed setting starts a new run.")
+
+# %% ../nbs/03_training.ipynb #6cc0ad18
+def train_epoch(
+    job:TrainingJob # Changed in place
+):
+    "One pass over the training reviews, or the rest of one after an interruption. Raises `Stopped` after a signal, when all is saved."
+    cfg, state, accelerator = job.cfg, job.state, job.accelerator
+    job.batches.set_epoch(state.epoch)
+    job.model.train()
+    clock, saved = time.monotonic() - state.seconds, time.monotonic()
+    with Progress(len(job.tokens["train"]), f"epoch {state.epoch + 1} of {cfg.epochs}", min(state.batch * cfg.batch_size, len(job.tokens["train"]))) as progress:
+        for batch in skip_first_batches(job.loader, state.batch):
+            reviews = batch["reviews"]
+            train_step(job, batch)
+            progress.step(reviews)
+            state.seconds = time.monotonic() - clock
+            if state.step % LOG_EVERY and (accelerator.num_processes > 1 or not job.stop_asked): continue # several processes must stop at the same step
+            loss, accuracy = fetch_losses(job)
+            progress.step(0, loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", lr=f"{job.schedule.get_last_lr()[0]:.1e}")
+            if accelerator.is_main_process:
+                append_log(job.run/"log.jsonl", step=state.step, epoch=state.epoch + state.batch / len(job.batches), loss=loss, accuracy=accuracy, learning_rate=max(job.schedule.get_last_lr()), seconds=round(state.seconds, 3))
+            stop = accelerator.reduce(torch.tensor(float(len(job.stop_asked)), device=accelerator.device), "sum").item()
+            if stop or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
+                job.save(); saved = time.monotonic()
+            if stop: raise Stopped(f"Stopped after step {state.step} of {job.total_steps}, which was saved. The same command goes on from there.")
+    fetch_losses(job)
+    job.save() # before evaluation, which may take minutes
 
 # %% ../nbs/03_training.ipynb #84be14f0
 def finish_epoch(
@@ -375,18 +504,120 @@ def finish_epoch(
     state.batch, state.running = 0, [0.0, 0.0, 0]
     if val_accuracy > state.best_accuracy:
         state.best_epoch, state.best_accuracy = state.epoch, val_accuracy
-        save_model(models[weights], job.tokenizer, job.run/"model")
+        if job.accelerator.is_main_process: save_model(models[weights], job.tokenizer, job.run/"model")
     state.finished = state.epoch >= job.cfg.epochs or state.epoch - state.best_epoch >= job.cfg.patience
     job.save()
+    job.accelerator.wait_for_everyone()
     return record
 
-# %% ../nbs/03_training.ipynb #ebaac997
+# %% ../nbs/03_training.ipynb #8f5a7131
+def batch_sizes(
+    job:TrainingJob
+) -> np.ndarray:
+    "Of each batch of an epoch, what the law is made of: 1, tokens with padding, and pairs of tokens."
+    lengths = np.minimum(job.tokens["train"]["n_tokens"], job.cfg.max_length) * (1 - job.cfg.token_dropout)
+    shapes = np.array([(len(rows), lengths[rows].max()) for rows in job.batches]) # epoch 0 stands for all
+    return np.stack([np.ones(len(shapes)), shapes.prod(1), shapes.prod(1) * shapes[:, 1]], 1)
+
+
+def synchronize(
+    device:str # `cuda`, `mps` or `cpu`
+):
+    "Wait for the device, so that a clock sees its work."
+    if device in ("cuda", "mps"): getattr(torch, device).synchronize()
+
+
+def try_batches(
+    job:TrainingJob, # Left as it is
+    numbers # Which batches of epoch 0
+) -> list:
+    "Seconds that forward and backward take on each of these batches; no weight changes."
+    found, batches = [], list(job.batches)
+    job.model.train()
+    for i in numbers:
+        batch = job.loader.collate_fn([job.tokens["train"][int(r)] for r in batches[i]])
+        batch = {k: v.to(job.accelerator.device) for k, v in batch.items() if k not in ("reviews", "weight")}
+        if job.cfg.token_dropout: batch = drop_tokens(batch, job.cfg.token_dropout, job.special_ids, job.tokenizer.pad_token_id)
+        started = time.monotonic()
+        for part, _ in micro_batches(batch, job.cfg.micro_batch):
+            with memory_explained(job.cfg): job.accelerator.backward(job.model(**part).loss)
+        synchronize(job.device)
+        found.append(time.monotonic() - started)
+        job.optimizer.zero_grad()
+    return found
+
+
+def update_seconds(
+    job:TrainingJob # Left as it is
+) -> float:
+    "About what clipping, AdamW and the average take: they pass over all weights, as the addition does that is timed here."
+    weights = [torch.zeros_like(p) for p in job.plain_model().parameters()]
+    synchronize(job.device); started = time.monotonic()
+    torch._foreach_add_(weights, weights)
+    synchronize(job.device)
+    return (time.monotonic() - started) * (5 if job.average else 4) # numbers read and written for each weight, relative to the addition's three
+
+
+def evaluation_seconds(
+    job:TrainingJob, # Left as it is
+    tries:int=64 # Reviews to try, evenly over all lengths
+) -> float:
+    "Expected seconds of the evaluation after an epoch."
+    val = job.tokens["val"]
+    some = val.select(np.argsort(val["n_tokens"], kind="stable")[np.linspace(0, len(val) - 1, min(tries, len(val))).astype(int)])
+    started = time.monotonic()
+    predict_logits(job.plain_model(), some, job.tokenizer.pad_token_id, 8, job.precision, "estimating")
+    each = (time.monotonic() - started) / len(some) / job.accelerator.num_processes
+    return each * (len(val) * len(job.candidates()) + len(job.tokens["train sample"]))
+
+
+def estimate_cost(
+    job:TrainingJob, # Left as it is
+    tries:int=4 # Batches to try, from short to long
+) -> dict:
+    "Expected `seconds` of what is left of the run, and `bytes` of memory at most."
+    from scipy.optimize import nnls
+    sizes = batch_sizes(job)
+    tried = np.argsort(sizes[:, 2], kind="stable")[np.linspace(0, len(sizes) - 1, tries).astype(int)]
+    seconds = try_batches(job, [tried[0], *tried])[1:] # the first one warms up
+    law, _ = nnls(sizes[tried] / np.array(seconds)[:, None], np.ones(tries)) # relative errors count alike
+    epochs = job.cfg.epochs - job.state.step / len(sizes)
+    state_bytes = 0 if optimizer_tensors(job.optimizer.optimizer) else 8 * job.plain_model().num_parameters() # AdamW's two moments are made in the first step
+    steps = (sizes @ law).sum() + len(sizes) * update_seconds(job)
+    return dict(seconds=float(epochs * steps + math.ceil(epochs) * evaluation_seconds(job)), bytes=peak_memory(job.device) + state_bytes)
+
+
+def cost_in_words(
+    cost:dict # From `estimate_cost`
+) -> str:
+    "Such as `about 34 min, 3.1 GB`."
+    s = cost["seconds"]
+    time_said = f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
+    return f"about {time_said}, {cost['bytes'] / 1e9:.1f} GB"
+
+# %% ../nbs/03_training.ipynb #4d7abe60
+@contextmanager
+def working_alone(
+    run # Run folder
+):
+    "Hold the run folder for training, or raise `RunError` if another training holds it. What a kill left half done is cleared away."
+    if int(os.environ.get("RANK", 0)): yield; return # of several processes, the first holds it for all
+    lock = FileLock(Path(run)/".training.lock", timeout=0)
+    try: lock.acquire()
+    except Timeout: raise RunError(f"Another training is working in {run}. Wait for it, or choose another run folder.") from None
+    try:
+        recover(Path(run)/"model")
+        for half in (Path(run)/"checkpoints").glob(".step-*"): remove(half)
+        yield
+    finally: lock.release()
+
+
 def set_aside(
     run # Run folder
 ):
     "Move what another configuration or other code trained here to `previous`, which holds one generation."
     there = [Path(run)/name for name in ("model", "checkpoints", "training.json") if (Path(run)/name).exists()]
-    if not there: return
+    if not any(p.is_file() or any(p.iterdir()) for p in there): return
     with atomic_path(Path(run)/"previous") as tmp:
         tmp.mkdir()
         for path in there: path.rename(tmp/path.name)
@@ -397,19 +628,26 @@ def train(
     run # Run folder with `split.parquet`; `model`, `log.jsonl`, `checkpoints` and `training.json` are written there
 ) -> dict:
     "Train, or go on training, until the epochs are done or validation accuracy stops rising; the summary of the run."
-    job = TrainingJob(cfg, run)
-    if job.state.best_epoch and not (job.run/"model").exists(): raise RunError(f"{job.run}/model is gone but its checkpoints are there. Delete {job.run}/checkpoints to train again.")
-    if job.state.sittings == 1: set_aside(job.run)
-    trim_log(job.run/"log.jsonl", job.state.step)
-    while not job.state.finished:
-        train_epoch(job)
-        finish_epoch(job)
-    state = job.state
-    summary = dict(epochs=state.epochs, best_epoch=state.best_epoch, best_val_accuracy=state.best_accuracy, stopped_early=state.epoch < cfg.epochs, steps=state.step, wall_seconds=state.seconds,
-                   sittings=state.sittings, peak_memory_bytes=peak_memory(job.device), device=job.device, precision=job.precision, identity=job.identity,
-                   parameters=job.model.num_parameters(), train_reviews=len(job.tokens["train"]), val_reviews=len(job.tokens["val"]))
-    if not (job.run/"training.json").exists(): write_json(job.run/"training.json", summary)
-    return read_json(job.run/"training.json")
+    run = Path(run)
+    with working_alone(run), stop_signals() as stop_asked:
+        job = TrainingJob(cfg, run, stop_asked)
+        main, state = job.accelerator.is_main_process, job.state
+        if state.best_epoch and not (run/"model").exists(): raise RunError(f"{run}/model is gone but its checkpoints are there. Delete {run}/checkpoints to train again.")
+        if main and state.sittings == 1: set_aside(run)
+        if main: trim_log(run/"log.jsonl", state.step)
+        if not state.finished:
+            cost = estimate_cost(job)
+            state.estimate = state.estimate or cost
+            if main: print(f"Training: {cost_in_words(cost)}, {job.device}, {job.total_steps - state.step:,} steps of {cfg.batch_size} reviews.")
+        while not state.finished:
+            train_epoch(job)
+            finish_epoch(job)
+        summary = dict(epochs=state.epochs, best_epoch=state.best_epoch, best_val_accuracy=state.best_accuracy, stopped_early=state.epoch < cfg.epochs, steps=state.step, wall_seconds=state.seconds,
+                       estimate=state.estimate, sittings=state.sittings, processes=job.accelerator.num_processes, peak_memory_bytes=peak_memory(job.device), device=job.device, precision=job.precision,
+                       identity=job.identity, parameters=job.plain_model().num_parameters(), train_reviews=len(job.tokens["train"]), val_reviews=len(job.tokens["val"]))
+        if main and not (run/"training.json").exists(): write_json(run/"training.json", summary)
+        job.accelerator.wait_for_everyone()
+    return read_json(run/"training.json")
 
 # %% ../nbs/03_training.ipynb #f34deed2
 def plot_curves(
