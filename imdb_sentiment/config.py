@@ -71,9 +71,8 @@ class Config:
     dropout:float = setting(0.3, "dropout before the linear head", "model", low=0, high=0.99)
     hidden_dropout:float|None = setting(None, "dropout inside the encoder; none keeps the encoder's own", "model", low=0, high=0.99)
     attention_dropout:float|None = setting(None, "dropout on attention weights; none keeps the encoder's own", "model", low=0, high=0.99)
-    micro_batch:int = setting(0, "reviews in memory at a time; a step does its batch in parts of this size and adds their gradients up; 0 does it at once", "training", low=0)
+    micro_batch:int = setting(0, "reviews in memory at a time; a step does its batch in parts of this size and adds their gradients up; 0 takes what suits the device", "training", low=0)
     token_dropout:float = setting(0.0, "share of a review's tokens left out at random, anew in each training step", "training", low=0, high=0.9)
-    average_decay:float = setting(0.0, "decay per step of the moving average of the weights that competes with the last ones; 0 keeps none", "training", low=0, high=0.9999)
     epochs:int = setting(4, "passes over the training part", "training", low=1, high=1000)
     batch_size:int = setting(32, "reviews in a training step", "training", low=1)
     learning_rate:float = setting(2e-3, "peak learning rate of AdamW", "training", low=0, high=1)
@@ -107,7 +106,7 @@ PRESETS = {
     "paper": dict(data="stanfordnlp/imdb", backbone="distilbert-base-uncased", max_length=256, truncation="head", dropout=0.3, epochs=3, batch_size=16,
                   learning_rate=2e-5, weight_decay=0.01, warmup_steps=1000, clip_norm=1.0, val_share=0.2),
     "best": dict(data="stanfordnlp/imdb", backbone="distilbert-base-uncased", max_length=512, truncation="head+tail", dropout=0.3, attention_dropout=0.0, token_dropout=0.1,
-                 average_decay=0.998, epochs=3, batch_size=32, learning_rate=1e-4, layer_decay=0.9, weight_decay=0.01, warmup_steps=190, clip_norm=1.0, val_share=0.2),
+                 epochs=3, batch_size=32, learning_rate=1e-4, layer_decay=0.9, weight_decay=0.01, warmup_steps=190, clip_norm=1.0, val_share=0.2),
 }
 
 

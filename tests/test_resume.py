@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from imdb_sentiment.data import prepare_split
 from imdb_sentiment.training import read_log
 
 KILLS = int(os.environ.get("KILLS", 3))
-SMALL = dict(limit=1000, epochs=max(2, KILLS // 3), warmup_steps=2, max_length=48, batch_size=16, token_dropout=0.1, average_decay=0.9, checkpoint_minutes=0.0, device="cpu", precision="fp32")
+SMALL = dict(limit=1000, epochs=max(2, KILLS // 3), warmup_steps=2, max_length=48, batch_size=16, token_dropout=0.1, checkpoint_minutes=0.0, device="cpu", precision="fp32")
 COMMAND = Path(sys.executable).with_name("imdb-sentiment")
 
 
@@ -36,7 +38,7 @@ def train_until(run, seconds, die_in_write):
         first_step(job, batch)
     def writing(path, tensors):
         written.append(path)
-        if len(written) == 3 * die_in_write - 1:  # the second of three files
+        if len(written) == 2 * die_in_write:  # the second of two files
             Path(path).write_bytes(b"half")
             die()
         return write(path, tensors)
@@ -97,11 +99,26 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert (curves[0].loss - curves[1].loss).abs().max() < 1e-4
 
 
+def test_killed_worker_fails_the_run_which_then_goes_on(tmp_path):
+    run, settings = tmp_path / "run", {**SMALL, "epochs": 1, "limit": 2000}
+    first = train_command(run, 2, **settings)
+    while not list((run / "checkpoints").glob("step-*")) and first.poll() is None:
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process(first.pid).children(recursive=True) if "train" in p.cmdline()]
+    max(workers, key=lambda p: p.create_time()).kill()
+    said = first.communicate(timeout=120)[0]
+    assert first.returncode not in (0, None) and not (run / "training.json").exists(), said
+    again = train_command(run, 2, **settings)
+    said = again.communicate(timeout=240)[0]
+    assert again.returncode == 0, said
+    assert read_json(run / "training.json")["sittings"] == 2
+
+
 def test_stopped_command_saves_and_goes_on(tmp_path):
     settings = {**SMALL, "epochs": 30}
     first = train_command(tmp_path / "run", **settings)
     while not list((tmp_path / "run" / "checkpoints").glob("step-*")) and first.poll() is None:
-        pass
+        time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=60)[0]
     assert first.returncode == 130 and "The same command goes on from there" in said, said
