@@ -58,14 +58,14 @@ def length_groups(
 def plot_slices(
     tables:dict # Title to a table from `slices_by`
 ):
-    "Accuracy of each group with its interval; the dashed line is all reviews together."
+    "Accuracy of each group with its interval and its number of reviews; the dashed line is all reviews together."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(tables), figsize=(4 * len(tables), 3.4), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), width_ratios=[max(len(t), 3) for t in tables.values()], sharey=True, squeeze=False)
     for ax, (title, t) in zip(axes[0], tables.items()):
         accuracy, x = 100 * t.accuracy, np.arange(len(t))
         ax.errorbar(x, accuracy, [accuracy - 100 * t.ci_low, 100 * t.ci_high - accuracy], fmt="o", color=PALETTE["pos"], capsize=3)
         ax.axhline(100 * (t.accuracy * t.reviews).sum() / t.reviews.sum(), ls="--", color=PALETTE["dim"])
-        ax.set(title=title, xticks=x, xlim=(-0.5, len(t) - 0.5)); ax.set_xticklabels([f"{k}\nn={int(n):,}" for k, n in zip(t.index, t.reviews)], fontsize=8)
+        ax.set(title=title, xticks=x, xlim=(-0.5, len(t) - 0.5)); ax.set_xticklabels([f"{k}\n({int(n):,})" for k, n in zip(t.index, t.reviews)], fontsize=8)
     axes[0][0].set(ylabel="accuracy (%), 95% interval")
     return fig
 
