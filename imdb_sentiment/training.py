@@ -7,12 +7,12 @@ __all__ = ['PART_TOKENS', 'LOG_EVERY', 'layer_depth', 'param_groups', 'make_opti
            'predict_logits', 'loss_and_accuracy', 'State', 'optimizer_tensors', 'restore_optimizer', 'file_digest',
            'write_tensors', 'save_checkpoint', 'load_checkpoint', 'append_log', 'read_log', 'trim_log', 'run_identity',
            'peak_memory', 'TrainingError', 'Stopped', 'stop_signals', 'rows_collator', 'micro_batches', 'TrainingJob',
-           'memory_explained', 'train_step', 'fetch_losses', 'check_finite', 'train_epoch', 'finish_epoch',
-           'batch_sizes', 'synchronize', 'try_batches', 'update_seconds', 'evaluation_seconds', 'estimate_cost',
-           'cost_in_words', 'working_alone', 'set_aside', 'train', 'plot_curves']
+           'memory_explained', 'train_step', 'fetch_losses', 'check_finite', 'release_memory', 'train_epoch',
+           'finish_epoch', 'batch_sizes', 'synchronize', 'try_batches', 'update_seconds', 'evaluation_seconds',
+           'estimate_cost', 'cost_in_words', 'working_alone', 'set_aside', 'train', 'plot_curves']
 
-# %% ../nbs/03_training.ipynb #89798bfb
-import hashlib, json, math, os, re, resource, signal, sys, threading, time
+# %% ../nbs/03_training.ipynb #f629d5e6
+import ctypes, hashlib, json, math, os, re, resource, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from .config import (Config, PALETTE, RunError, SettingError, atomic_path, chapter_run, code_fingerprint, house_style, open_run, pick_device,
-                                   pick_precision, read_json, recover, remove, save_figure, seed_everything, settings_until, write_json)
+                                   pick_precision, project_root, read_json, recover, remove, save_figure, seed_everything, settings_until, write_json)
 from .data import LengthBatches, collate, load_split, load_tokenizer, prepare_split, text_hash, tokenize_reviews
 from .model import load_model, make_model, save_model
 
@@ -451,7 +451,12 @@ def check_finite(
         raise TrainingError(f"The loss is not finite at step {state.step}. Try a lower learning_rate, a smaller clip_norm, more warmup_steps, or precision=fp32; "
                             "the last checkpoint was kept, and a changed setting starts a new run.")
 
-# %% ../nbs/03_training.ipynb #6cc0ad18
+# %% ../nbs/03_training.ipynb #9fdb87d0
+def release_memory():
+    "Give free memory back to the system, where the C library can."
+    if sys.platform != "win32" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)): trim(0)
+
+
 def train_epoch(
     job:TrainingJob # Changed in place
 ):
@@ -468,6 +473,7 @@ def train_epoch(
             state.seconds = time.monotonic() - clock
             if state.step % LOG_EVERY and (accelerator.num_processes > 1 or not job.stop_asked): continue # several processes must stop at the same step
             loss, accuracy = fetch_losses(job)
+            release_memory()
             progress.step(0, loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", lr=f"{job.schedule.get_last_lr()[0]:.1e}")
             if accelerator.is_main_process:
                 append_log(job.run/"log.jsonl", step=state.step, epoch=state.epoch + state.batch / len(job.batches), loss=loss, accuracy=accuracy, learning_rate=max(job.schedule.get_last_lr()), seconds=round(state.seconds, 3))
@@ -564,7 +570,7 @@ def evaluation_seconds(
 
 def estimate_cost(
     job:TrainingJob, # Left as it is
-    tries:int=4 # Batches to try, from short to long
+    tries:int=8 # Batches to try, from short to long
 ) -> dict:
     "Expected `seconds` of what is left of the run, and `bytes` of memory at most."
     from scipy.optimize import nnls

@@ -68,6 +68,16 @@ def test_settings_are_bound_by_the_parameters_cell_only(path):
         assert not bound & plain, f"{path.name} binds {bound & plain}, which the last section would take for a setting"
 
 
+def test_published_bench_is_whole():
+    m = json.loads((ROOT / "reports" / "bench-training" / "metrics.json").read_text(encoding="utf-8"))
+    device = "gpu" if m["machine"]["device"] == "cuda" else "cpu"
+    first, *others = m["cases"].values()
+    assert m[device]["speedup_vs_trainer"] == first["speedup"]["median"] and min(c["speedup"]["rounds"] for c in (first, *others)) >= 5
+    assert m[device]["peak_memory_ratio"] == first["peak_memory"]["ours"] / first["peak_memory"]["trainer"]
+    assert m["resume"]["kills"] >= 20 and m["resume"]["bit_identical"] and len(others) == 1
+    assert all(case["agrees"] for case in m["repeated"].values()) and len(m["repeated"]) == 2
+
+
 def test_readme_is_rendered_from_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == render_readme(ROOT / "nbs"), "README.md differs from nbs/index.ipynb and reports/: run `make export`"
 

@@ -1,80 +1,27 @@
 "Training that is killed, and training by several processes."
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from imdb_sentiment.benchmarks import kill_and_resume
 from imdb_sentiment.config import Config, RunError, open_run, read_json
-from imdb_sentiment.data import prepare_split
 from imdb_sentiment.training import read_log
 
-KILLS = int(os.environ.get("KILLS", 3))
-SMALL = dict(limit=1000, epochs=max(2, KILLS // 3), warmup_steps=2, max_length=48, batch_size=16, token_dropout=0.1, checkpoint_minutes=0.0, device="cpu", precision="fp32")
+SMALL = dict(limit=1000, epochs=3, warmup_steps=2, max_length=48, batch_size=16, token_dropout=0.1, checkpoint_minutes=0.0, device="cpu", precision="fp32")
 COMMAND = Path(sys.executable).with_name("imdb-sentiment")
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def train_until(run, seconds, die_in_write):
-    "Train in this process, and kill it some seconds after its first step, or inside the writing of a checkpoint, counted from 1; 0 does neither."
-    from imdb_sentiment import training
-    torch.set_num_threads(1)
-    written, write, first_step = [], training.write_tensors, training.train_step
-    def step(job, batch):
-        training.train_step = first_step
-        if seconds: threading.Timer(seconds, die).start()
-        first_step(job, batch)
-    def writing(path, tensors):
-        written.append(path)
-        if len(written) == 2 * die_in_write:  # the second of two files
-            Path(path).write_bytes(b"half")
-            die()
-        return write(path, tensors)
-    training.write_tensors, training.train_step = writing, step
-    training.train(Config(**SMALL), run)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imdb_sentiment.training"])
-    return context
-
-
-def trained(processes, run, seconds=0, die_in_write=0):
-    "Exit code of a training."
-    process = processes.Process(target=train_until, args=(run, seconds, die_in_write))
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def test_killed_training_ends_with_the_same_weights(processes, tmp_path):
-    for name in ("whole", "killed"):
-        prepare_split(Config(**SMALL), open_run(Config(**SMALL), tmp_path / name))
-    assert trained(processes, tmp_path / "whole") == 0
-    kills, rng = 0, random.Random(0)
-    while kills < KILLS and not (tmp_path / "killed" / "training.json").exists():
-        where = dict(die_in_write=1 + kills % 3) if kills % 2 == 0 else dict(seconds=rng.uniform(0.05, 0.6))
-        kills += trained(processes, tmp_path / "killed", **where) == -signal.SIGKILL
-    assert kills >= min(KILLS, 3)
-    assert trained(processes, tmp_path / "killed") == 0
-    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    a, b = (read_json(tmp_path / name / "training.json") for name in ("whole", "killed"))
-    assert b["sittings"] > 1 and [e["train_loss"] for e in a["epochs"]] == [e["train_loss"] for e in b["epochs"]]
+def test_killed_training_ends_with_the_same_weights(tmp_path):
+    found = kill_and_resume(SMALL, tmp_path, kills=3)
+    assert found["bit_identical"] and found["in_a_write"] == 2 and found["sittings"] > 1
+    a, b = (read_json(tmp_path / name / "training.json")["epochs"] for name in ("whole", "killed"))
+    assert [e["train_loss"] for e in a] == [e["train_loss"] for e in b]
     assert not list((tmp_path / "killed").glob("**/.*.tmp")) and not list((tmp_path / "killed").glob("**/.*.old"))
 
 
