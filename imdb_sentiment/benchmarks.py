@@ -63,7 +63,7 @@ def make_trainer(
     args = TrainingArguments(str(folder), per_device_train_batch_size=cfg.batch_size, num_train_epochs=1, learning_rate=cfg.learning_rate, seed=cfg.seed, save_strategy="no", report_to=[],
                              disable_tqdm=True, use_cpu=job.device == "cpu")
     AcceleratorState._reset_state() # else the peer would inherit our precision
-    model = make_model(cfg, job.tokenizer, "cuda") # the name keeps PyTorch's own attention and dropout, wherever it runs
+    model = make_model(Config(**{**vars(cfg), "attention_dropout": None}), job.tokenizer, "cuda") # the name keeps PyTorch's own attention and dropout, wherever it runs
     return Trainer(model, args, train_dataset=job.tokens["train"], data_collator=DataCollatorWithPadding(job.tokenizer), callbacks=[clock]), clock
 
 
@@ -185,7 +185,7 @@ def job_with(
 ) -> TrainingJob:
     "A job in which the other measures are undone."
     bench_run(settings, run)
-    cfg = Config(**{**settings, "precision": "auto" if "bf16" in on else "fp32", "attention_dropout": 0.0 if "no attention dropout" in on else settings.get("attention_dropout")})
+    cfg = Config(**{**settings, "precision": "auto" if "bf16" in on else "fp32", "attention_dropout": 0.0 if "no attention dropout" in on else None})
     job = TrainingJob(Config(**{**vars(cfg), "micro_batch": 0 if "parts in the cache" in on else cfg.batch_size}), run)
     model = job.plain_model()
     if "attention in chunks" not in on: model.encoder.set_attn_implementation("sdpa")
@@ -376,7 +376,7 @@ def bench_folder(
 
 def agrees(
     now:dict, # `speedup` of a case, from `spread`
-    before:dict # The same of the previous bench
+    before:dict # The same, measured at another time
 ) -> bool:
     "Whether the two spreads overlap."
     return now["low"] <= before["high"] and before["low"] <= now["high"]
