@@ -68,8 +68,9 @@ def test_settings_are_bound_by_the_parameters_cell_only(path):
         assert not bound & plain, f"{path.name} binds {bound & plain}, which the last section would take for a setting"
 
 
-def test_published_bench_is_whole():
-    m = json.loads((ROOT / "reports" / "bench-training" / "metrics.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("bench-*/metrics.json")), ids=lambda p: p.parent.name)
+def test_published_bench_is_whole(path):
+    m = json.loads(path.read_text(encoding="utf-8"))
     device = "gpu" if m["machine"]["device"] == "cuda" else "cpu"
     first, *others = m["cases"].values()
     assert m[device]["speedup_vs_trainer"] == first["speedup"]["median"] and min(c["speedup"]["rounds"] for c in (first, *others)) >= 5
