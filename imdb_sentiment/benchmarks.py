@@ -394,8 +394,9 @@ def plot_speed(
         at, middle = x + (i - 0.5) * width, [r["median"] for r in rates]
         a.bar(at, middle, width, color=color, label=label, yerr=[[r["median"] - r["low"] for r in rates], [r["high"] - r["median"] for r in rates]], capsize=3)
         b.bar(at, [c["peak_memory"][who] / 1e9 for c in cases.values()], width, color=color)
-        for ax, values, form in ((a, middle, "{:.1f}"), (b, [c["peak_memory"][who] / 1e9 for c in cases.values()], "{:.1f}")):
-            for xx, v in zip(at, values): ax.annotate(form.format(v), (xx, v), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+        memory = [c["peak_memory"][who] / 1e9 for c in cases.values()]
+        for ax, values, tops in ((a, middle, [r["high"] for r in rates]), (b, memory, memory)):
+            for xx, v, top in zip(at, values, tops): ax.annotate(f"{v:.1f}", (xx, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     for ax, title, label in ((a, "Speed", "reviews/s, median and spread"), (b, "Memory", "peak, GB")): ax.set(title=title, ylabel=label, xticks=x, xticklabels=list(cases)); ax.grid(axis="x", visible=False); ax.margins(y=0.15)
     a.legend(fontsize=9)
     return fig
@@ -414,7 +415,7 @@ def plot_ladder(
     ax.barh(y, middle, 0.6, color=PALETTE["pos"], xerr=[middle - [t["low"] for t in together], [t["high"] for t in together] - middle], capsize=3, label="with all measures above it")
     ax.plot([s["alone"]["median"] for s in steps], y[1:], "D", color=PALETTE["neg"], label="this measure alone")
     for yy, t in zip(y, together): ax.annotate(f"{t['median']:.1f}", (t["high"], yy), (5, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set(yticks=y, yticklabels=["nothing", *("+ " + s["measure"] for s in steps)], xlabel="reviews/s, median and spread", title="What each measure is worth"); ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(fontsize=9, loc="lower right")
+    ax.set(yticks=y, yticklabels=["nothing", *("+ " + s["measure"] for s in steps)], xlabel="reviews/s, median and spread", title="What each measure is worth"); ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(fontsize=9, loc="upper right")
     return fig
 
 
@@ -429,10 +430,11 @@ def plot_growth(
     size = column("size", "weights"); per = column("size", "seconds") / column("size", "reviews")
     time_laws = dict(reviews=lambda n: laws["seconds_per_review"] * n, tokens=lambda t: laws["seconds_per_token"] * t + laws["seconds_per_token_squared"] * t ** 2,
                      size=lambda w: np.exp(np.log(per).mean() + laws["power_of_weights"] * (np.log(w) - np.log(size).mean())))
-    for (top, bottom), which, key, label in zip(axes.T, ("reviews", "tokens", "size"), ("reviews", "tokens", "weights"), ("reviews in an epoch", "mean tokens of a review", "weights of the layers")):
-        x = column(which, key); xx = np.linspace(x.min() * 0.9, x.max() * 1.05, 100)
-        top.plot(x, column(which, "seconds") / (1 if which == "reviews" else column(which, "reviews")), "o", color=PALETTE["pos"]); top.plot(xx, time_laws[which](xx), color=PALETTE["dim"])
+    for (top, bottom), which, key, label in zip(axes.T, ("reviews", "tokens", "size"), ("reviews", "tokens", "weights"), ("reviews in an epoch", "mean tokens of a review", "weights of the layers, millions")):
+        x, unit = column(which, key), 1e6 if which == "size" else 1; xx = np.linspace(x.min() * 0.9, x.max() * 1.05, 100)
         m = laws["memory"][which]
-        bottom.plot(x, column(which, "peak") / 1e9, "o", color=PALETTE["neg"]); bottom.plot(xx, (m["fixed"] + m["slope"] * xx) / 1e9, color=PALETTE["dim"])
-        top.set(ylabel="seconds of an epoch" if which == "reviews" else "seconds for a review", ylim=(0, None)); bottom.set(ylabel="peak memory, GB", ylim=(0, None), xlabel=label)
+        for ax, values, law, color in ((top, column(which, "seconds") / (1 if which == "reviews" else column(which, "reviews")), time_laws[which](xx), PALETTE["pos"]),
+                                       (bottom, column(which, "peak") / 1e9, (m["fixed"] + m["slope"] * xx) / 1e9, PALETTE["neg"])):
+            ax.plot(xx / unit, law, color=PALETTE["dim"]); ax.plot(x / unit, values, "o", color=color); ax.set_ylim(0, 1.1 * max(values.max(), law.max()))
+        top.set(ylabel="seconds of an epoch" if which == "reviews" else "seconds for a review"); bottom.set(ylabel="peak memory, GB", xlabel=label)
     return fig

@@ -8,9 +8,10 @@ __all__ = ['MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_SHARE', 'VERDICT_SHARE', 
            'safe_members', 'read_archive', 'read_table', 'read_folder', 'embedded_grammar', 'part_lists', 'draw_word',
            'fill_template', 'draw_templates', 'plan_review', 'generate_review', 'generate_reviews', 'embedded_reviews',
            'load_reviews', 'read_hub', 'balanced_sample', 'text_key', 'split_reviews', 'text_hash', 'prepare_split',
-           'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'tokenize_reviews',
-           'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary', 'cut_shares', 'plot_lengths',
-           'plot_stars', 'telling_words', 'plot_telling', 'copies', 'copy_counts', 'notable_reviews']
+           'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'encode_texts',
+           'tokenize_reviews', 'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary',
+           'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'plot_telling', 'copies', 'copy_counts',
+           'notable_reviews']
 
 # %% ../nbs/01_data.ipynb #7323c33a
 import hashlib, json, os, random, re, tarfile
@@ -438,7 +439,18 @@ def load_tokenizer(
     except Exception as e: # no network, no such name, a broken file: the library raises many kinds
         raise RunError(f"backbone={cfg.backbone!r}: no usable tokenizer there ({type(e).__name__}: {str(e)[:200]}). Check the name; without a network, give a folder with tokenizer.json and config.json.") from e
 
-# %% ../nbs/01_data.ipynb #31687528
+# %% ../nbs/01_data.ipynb #b8735c73
+def encode_texts(
+    texts, # Reviews as they are
+    tokenizer, # From `load_tokenizer`
+    max_length:int, # Most tokens to keep
+    truncation:str # `head`, `tail` or `head+tail`
+) -> dict:
+    "`input_ids` of each text, cleaned and cut, and `n_tokens`, the length before the cut."
+    e = tokenizer([clean_text(t) for t in texts], return_special_tokens_mask=True, return_attention_mask=False, truncation=False, verbose=False)
+    return dict(input_ids=[cut_tokens(i, s, max_length, truncation) for i, s in zip(e["input_ids"], e["special_tokens_mask"])], n_tokens=[len(i) for i in e["input_ids"]])
+
+
 def tokenize_reviews(
     df:pd.DataFrame, # Reviews with `id`, `text` and `label`
     tokenizer, # From `load_tokenizer`
@@ -451,11 +463,7 @@ def tokenize_reviews(
     key = hashlib.sha256(f"{text_hash(df)} {tokenizer.backend_tokenizer.to_str()} {max_length} {truncation}".encode()).hexdigest()[:20]
     file = Path(cache)/f"tokens-{key}.arrow"
     Path(cache).mkdir(parents=True, exist_ok=True)
-
-    def encode(rows):
-        e = tokenizer([clean_text(t) for t in rows["text"]], return_special_tokens_mask=True, return_attention_mask=False, truncation=False, verbose=False)
-        return dict(input_ids=[cut_tokens(i, s, max_length, truncation) for i, s in zip(e["input_ids"], e["special_tokens_mask"])],
-                    n_tokens=[len(i) for i in e["input_ids"]])
+    encode = lambda rows: encode_texts(rows["text"], tokenizer, max_length, truncation)
     rows = Dataset.from_pandas(df[["text", "label"]], preserve_index=False)
     mapped = lambda: rows.map(encode, batched=True, remove_columns=["text"], cache_file_name=str(file), new_fingerprint=key, desc="tokenising")
     try: return mapped()
@@ -496,14 +504,14 @@ def collate(
     rows:list, # Rows of a tokenised dataset
     pad_id:int # The tokenizer's padding id
 ) -> dict:
-    "Tensors `input_ids` and `attention_mask` (reviews x tokens), and `labels` (reviews)."
+    "Tensors `input_ids` and `attention_mask` (reviews x tokens), and `labels` (reviews) where the rows have a `label`."
     import torch
     width = max(len(r["input_ids"]) for r in rows)
     ids, mask = torch.full((len(rows), width), pad_id), torch.zeros(len(rows), width, dtype=torch.long)
     for i, r in enumerate(rows):
         n = len(r["input_ids"])
         ids[i, :n] = torch.as_tensor(r["input_ids"]); mask[i, :n] = 1
-    return dict(input_ids=ids, attention_mask=mask, labels=torch.tensor([r["label"] for r in rows]))
+    return dict(input_ids=ids, attention_mask=mask, **(dict(labels=torch.tensor([r["label"] for r in rows])) if "label" in rows[0] else {}))
 
 # %% ../nbs/01_data.ipynb #cbd70887
 def class_counts(

@@ -117,7 +117,7 @@ def attention_for(
 
 # %% ../nbs/02_model.ipynb #8807bfd5
 class TransformerClassifierConfig(PretrainedConfig):
-    "An encoder's configuration, the dropout before the head, and the label names."
+    "An encoder's configuration, the dropout before the head, the temperature of predictions, and the label names."
     model_type = "transformer-classifier"
 
     def __init__(self,
@@ -125,10 +125,11 @@ class TransformerClassifierConfig(PretrainedConfig):
         dropout:float=0.3, # Before the linear head
         read_length:int=256, # Tokens read of a review; `max_length` would be taken for a setting of text generation
         truncation:str="head", # Which part of a longer review is read
+        logit_temperature:float=1.0, # Divides the logits of predictions; fitted on validation by the chapter 04_evaluation
         **kwargs
     ):
         if isinstance(encoder, PretrainedConfig): encoder = encoder.to_dict()
-        self.encoder, self.dropout, self.read_length, self.truncation = encoder, dropout, read_length, truncation
+        self.encoder, self.dropout, self.read_length, self.truncation, self.logit_temperature = encoder, dropout, read_length, truncation, logit_temperature
         super().__init__(**kwargs)
 
     def encoder_config(self):
@@ -176,6 +177,7 @@ class TransformerClassifier(PreTrainedModel):
         if attention_mask is None: attention_mask = torch.ones_like(input_ids)
         pooled = self.dropout(self.pooled(input_ids, attention_mask))
         with torch.autocast(pooled.device.type, enabled=False): logits = self.head(pooled.to(self.head.weight.dtype))
+        if not self.training: logits = logits / self.config.logit_temperature
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -559,11 +559,13 @@ def evaluation_seconds(
     job:TrainingJob, # Left as it is
     tries:int=64 # Reviews to try, evenly over all lengths
 ) -> float:
-    "Expected seconds of the evaluation after an epoch."
-    val = job.tokens["val"]
-    some = val.select(np.argsort(val["n_tokens"], kind="stable")[np.linspace(0, len(val) - 1, min(tries, len(val))).astype(int)])
-    started = time.monotonic()
-    predict_logits(job.plain_model(), some, job.tokenizer.pad_token_id, 8, job.precision, "estimating")
+    "Expected seconds of the evaluation after an epoch; its largest batch is tried first, for the memory that it takes."
+    val, size = job.tokens["val"], job.cfg.eval_batch_size
+    order = np.argsort(val["n_tokens"], kind="stable")
+    predict = lambda rows, size: predict_logits(job.plain_model(), val.select(rows), job.tokenizer.pad_token_id, size, job.precision, "estimating")
+    predict(order[-size:], size)
+    some, started = order[np.linspace(0, len(val) - 1, min(tries, len(val))).astype(int)], time.monotonic()
+    predict(some, 8)
     each = (time.monotonic() - started) / len(some) / job.accelerator.num_processes
     return each * (len(val) + len(job.tokens["train sample"]))
 
@@ -579,9 +581,11 @@ def estimate_cost(
     seconds = try_batches(job, [tried[0], *tried])[1:] # the first one warms up
     law, _ = nnls(sizes[tried] / np.array(seconds)[:, None], np.ones(tries)) # relative errors count alike
     epochs = job.cfg.epochs - job.state.step / len(sizes)
-    state_bytes = 0 if optimizer_tensors(job.optimizer.optimizer) else 8 * job.plain_model().num_parameters() # AdamW's two moments are made in the first step
+    moments = 8 * job.plain_model().num_parameters() # AdamW's two, made in the first step, and copied for writing when a checkpoint is due
+    to_come = moments * (not optimizer_tensors(job.optimizer.optimizer)) + moments * (job.device != "cuda")
     steps = (sizes @ law).sum() + len(sizes) * update_seconds(job)
-    return dict(seconds=float(epochs * steps + math.ceil(epochs) * evaluation_seconds(job)), bytes=peak_memory(job.device) + state_bytes)
+    seconds = float(epochs * steps + math.ceil(epochs) * evaluation_seconds(job))
+    return dict(seconds=seconds, bytes=peak_memory(job.device) + to_come)
 
 
 def cost_in_words(
