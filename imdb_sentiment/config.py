@@ -86,6 +86,7 @@ class Config:
     device:str = setting("auto", "auto takes CUDA, then MPS, then the CPU", "training", choices=("auto", "cuda", "mps", "cpu"))
     precision:str = setting("auto", "auto takes bf16 where the chip has it, else fp32", "training", choices=("auto", "fp32", "bf16"))
     resamples:int = setting(1000, "bootstrap resamples behind each interval", "evaluation", low=10)
+    suites:str = setting("", "folder with robustness suites, label votes and rationales; empty for none", "evaluation")
 
     def __post_init__(self):
         kinds = typing.get_type_hints(Config)

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK_SCORES', 'DROPOUT_NAMES', 'mean_pool', 'keep_mask', 'FastDropout', 'ChunkedAttention', 'chunked_attention',
            'attention_for', 'TransformerClassifierConfig', 'build_encoder', 'TransformerClassifier', 'tiny_config',
            'with_dropouts', 'read_encoder_config', 'load_pretrained', 'use_fast_dropout', 'make_model', 'save_model',
-           'load_model']
+           'load_model', 'update_model_config']
 
 # %% ../nbs/02_model.ipynb #ef504e0c
 import math, warnings
@@ -20,7 +20,7 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as hf_logging
 
-from .config import Config, RunError, atomic_path, chapter_run, need, pick_device, seed_everything, write_json
+from .config import Config, RunError, atomic_path, chapter_run, need, pick_device, read_json, seed_everything, write_json
 
 # %% ../nbs/02_model.ipynb #26c1d791
 def mean_pool(
@@ -280,6 +280,7 @@ def load_model(
 ) -> tuple:
     "The model, ready to predict, and its tokenizer; raises `RunError` if the folder does not hold one."
     path = Path(path)
+    if (path/"model"/"config.json").exists(): raise RunError(f"{path} is a run folder; its model is {path/'model'}.")
     if not (path/"config.json").exists(): raise RunError(f"{path} holds no model: there is no config.json in it.")
     try:
         config = TransformerClassifierConfig.from_pretrained(path)
@@ -289,3 +290,12 @@ def load_model(
         return model.to(device).eval(), AutoTokenizer.from_pretrained(path)
     except Exception as e: # a damaged file shows itself in many ways
         raise RunError(f"{path} is not a whole TransformerClassifier ({type(e).__name__}: {str(e)[:200]}). Train it again.") from e
+
+
+def update_model_config(
+    path, # Folder of a saved model
+    **values # Entries of its configuration to set
+):
+    "Write what later chapters found out, such as the temperature, into a saved model's configuration."
+    file = Path(path)/"config.json"
+    write_json(file, {**read_json(file), **values})

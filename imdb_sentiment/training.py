@@ -451,7 +451,10 @@ def check_finite(
         raise TrainingError(f"The loss is not finite at step {state.step}. Try a lower learning_rate, a smaller clip_norm, more warmup_steps, or precision=fp32; "
                             "the last checkpoint was kept, and a changed setting starts a new run.")
 
-# %% ../nbs/03_training.ipynb #9fdb87d0
+# %% ../nbs/03_training.ipynb #ef8c120f
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64") # read once, at the first matrix product
+
+
 def release_memory():
     "Give free memory back to the system, where the C library can."
     if sys.platform != "win32" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)): trim(0)

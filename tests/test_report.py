@@ -48,7 +48,13 @@ def test_report_is_complete(demo):
     assert ((predictions.prob_pos > 0.5) == predictions.label).mean() == pytest.approx(metrics["accuracy"]["value"])
     assert metrics["accuracy"]["value"] > metrics["baselines"]["majority"]["accuracy"]["value"] + 0.1 # it learns
     assert set(metrics["chapters"]) == {c.name for c in CHAPTER_LIST}
-    assert {p.stem for p in (report / "figures").glob("*.png")} >= {"lengths", "stars", "telling_words", "training_curves", "confusion_matrix", "roc_pr", "comparison", "representations", "slices"}
+    assert set(metrics["calibration"]) >= {"ece_before", "ece_after", "brier", "nll", "temperature"} and set(metrics["selective"]) >= {"aurc", "coverage_at_99"}
+    assert set(metrics["robustness"]) == {"perturbations", "pairs"} and metrics["seeds"]["n"] == 1 and metrics["label_noise"] == {}
+    assert metrics["explanations"]["comprehensiveness"] > metrics["explanations"]["random_comprehensiveness"]
+    assert read_json(run / "model" / "config.json")["logit_temperature"] == metrics["calibration"]["temperature"]
+    page = (report / "when-to-believe-it.html").read_text()
+    assert "Doubt it when" in page and "import " not in page
+    assert {p.stem for p in (report / "figures").glob("*.png")} >= {"lengths", "stars", "telling_words", "training_curves", "confusion_matrix", "roc_pr", "comparison", "representations", "slices", "reliability", "risk_coverage", "perturbations", "explanations"}
     for c in CHAPTER_LIST:
         cells = nbformat.read(report / "chapters" / f"{c.name}.ipynb", 4).cells
         assert any(cell.get("outputs") for cell in cells)
@@ -85,3 +91,33 @@ def test_a_chapter_runs_alone_under_papermill(demo, tmp_path):
     assert wrong.returncode != 0 and "Did you mean 'dropout'" in wrong.stderr
     other = alone("-p", "dropout", "0.1")
     assert other.returncode != 0 and "belongs to another configuration" in other.stderr
+
+
+def test_suites_run_on_a_saved_model(demo, tmp_path):
+    run, _, _ = demo
+    suite = tmp_path / "pairs.tsv"
+    suite.write_text("original\tedited\tlabel\nA great film.\tAn awful film.\tpos\nIt is dull.\tIt is a joy.\tneg\n")
+    command = [*COMMAND[:3], "evaluate", "--model", str(run / "model"), "--out", str(tmp_path / "found.json"), "--suite"]
+    done = subprocess.run([*command, str(suite)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "found.json")["robustness"]["pairs"]["pairs"]["consistency"]["n"] == 2
+    for content, said in (("original\tedited\tlabel\na\tb\tperhaps\n", "perhaps"), ("text\na\n", "no suite"), ("", "cannot be read")):
+        suite.write_text(content)
+        wrong = subprocess.run([*command, str(suite)], cwd=ROOT, capture_output=True, text=True)
+        assert wrong.returncode == 1 and said in wrong.stderr and "Traceback" not in wrong.stderr
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "work.txt").write_text("mine")
+    folder = subprocess.run([*COMMAND[:3], "evaluate", "--model", str(run / "model"), "--suite", str(suite), "--out", str(tmp_path / "kept")], cwd=ROOT, capture_output=True, text=True)
+    assert folder.returncode == 1 and "is a folder" in folder.stderr and (tmp_path / "kept" / "work.txt").exists()
+
+
+def test_further_seeds_join_the_report(demo): # last, since it publishes the report again
+    run, report, _ = demo
+    seeds = [*COMMAND[:3], "seeds", "1", "--run-dir", str(run)]
+    for said in ("seed 1: validation accuracy", "seed 1: validation accuracy"): # the second time nothing is left to do
+        done = subprocess.run(seeds, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+    done = subprocess.run([*COMMAND, "--run-dir", str(run)], cwd=ROOT, capture_output=True, text=True)
+    assert "03_training: up to date" in done.stdout and "04_evaluation: done" in done.stdout, done.stderr
+    metrics = read_json(report / "metrics.json")
+    assert metrics["seeds"]["n"] == 2 and set(metrics["seeds"]["each"]) == {"42", "1"} and metrics["seeds"]["sd"] >= 0
