@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCH', 'STYLE', 'BELIEVE_PAGE', 'app', 'Chapter', 'code_cells',
-           'names_used', 'content_hash', 'file_hash', 'source_stamp', 'fingerprint', 'is_current', 'chapter_records',
-           'Watch', 'orderly_exit', 'environment', 'local_kernel', 'run_chapter', 'locked', 'adopt_config',
-           'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'data_name', 'collect_metrics',
-           'publishable', 'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table', 'chapter_html',
-           'title_of', 'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds',
-           'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name',
-           'report', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main']
+           'names_used', 'file_hash', 'source_stamp', 'fingerprint', 'is_current', 'chapter_records', 'Watch',
+           'orderly_exit', 'environment', 'local_kernel', 'run_chapter', 'locked', 'adopt_config', 'run_pipeline',
+           'package_versions', 'machine', 'shown_settings', 'data_name', 'collect_metrics', 'publishable',
+           'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table', 'chapter_html', 'title_of',
+           'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds', 'results_table',
+           'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
+           'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -73,7 +73,7 @@ PLACES = ("data", "backbone", "suites") # settings that may be paths
 
 
 @lru_cache(maxsize=None)
-def content_hash(path, size, time): # size and time: of the same file the content is read only once
+def _content_hash(path, size, time): # size and time: of the same file the content is read only once
     with open(path, "rb") as f:
         h = hashlib.sha256()
         while block := f.read(2**20): h.update(block)
@@ -86,7 +86,7 @@ def file_hash(
     "SHA-256 of its content; empty if it does not exist."
     if not Path(path).is_file(): return ""
     stat = Path(path).stat()
-    return content_hash(str(path), stat.st_size, stat.st_mtime_ns)
+    return _content_hash(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 def source_stamp(

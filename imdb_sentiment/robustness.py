@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DIRECTIONS', 'GENERIC', 'PLOT', 'PERTURBATIONS', 'read_checklist', 'test_cases', 'case_fails', 'checklist_rates',
            'by_capability', 'read_suite_table', 'as_pairs', 'accuracy_interval', 'pair_scores', 'table_scores',
-           'embedded_pairs', 'suite_kind', 'suite_name', 'rows_of', 'run_suites', 'swap_letters', 'sentences',
+           'embedded_pairs', 'read_suite', 'suite_name', 'rows_of', 'run_suites', 'swap_letters', 'sentences',
            'shuffle_sentences', 'negate', 'vader_words', 'perturbation_scores', 'plot_checklist', 'plot_perturbations']
 
-# %% ../nbs/05a_robustness.ipynb #661a04a7
+# %% ../nbs/05a_robustness.ipynb #1babc508
 import gzip, json, random, re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,12 +27,15 @@ DIRECTIONS = { # of the DIR tests: what must not fall, and its sign
     "intensifiers": ("confidence", 1), "reducers": ("confidence", -1), "add positive phrases": ("positive", 1), "add negative phrases": ("positive", -1), '"used to" should reduce': ("confidence", -1)}
 
 
+def _opened(path): return (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rt", encoding="utf-8")
+
+
 def read_checklist(
     path # `.jsonl` or `.jsonl.gz`, one test a line
 ) -> list:
     "The tests, each a dict with `name`, `type`, `capability`, `labels`, `data`, and `direction` if it is a DIR test. Raises `DataError` if a line is something else."
     try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as f: tests = [json.loads(line) for line in f if line.strip()]
+        with _opened(path) as f: tests = [json.loads(line) for line in f if line.strip()]
     except (OSError, ValueError) as e: raise DataError(f"{path} cannot be read as lines of JSON ({type(e).__name__}: {str(e)[:150]}).") from e
     for n, t in enumerate(tests, 1):
         if not isinstance(t, dict): raise DataError(f"{path}: test {n} is no JSON object.")
@@ -140,35 +144,32 @@ def pair_scores(
 
 
 def table_scores(
-    table:pd.DataFrame, # Columns `text` and `label`
-    ask, # Function from texts to probabilities of positive
-    names:tuple=("neg", "pos"), # Label names
-    where="the table" # For messages: the file
+    table:pd.DataFrame, # Columns `text` and `label` (0 or 1)
+    ask # Function from texts to probabilities of positive
 ) -> dict:
     "Accuracy with its interval."
-    return accuracy_interval((ask(table.text.tolist()) > 0.5) == label_ids(table.label, names, where))
+    return accuracy_interval((ask(table.text.tolist()) > 0.5) == table.label)
 
 # %% ../nbs/05a_robustness.ipynb #b32eceeb
 def embedded_pairs() -> pd.DataFrame:
     "The project's own pairs."
     return as_pairs(read_suite_table(files("imdb_sentiment").joinpath("embedded_pairs.tsv")))
 
-# %% ../nbs/05a_robustness.ipynb #cbc1acba
-def suite_kind(
+# %% ../nbs/05a_robustness.ipynb #c30af2c9
+def read_suite(
     path # A file
-) -> str:
-    "`checklist`, `pairs` or `labelled`; empty for a file that is no suite."
-    name = Path(path).name
-    if re.search(r"\.jsonl(\.gz)?$", name.lower()):
+) -> tuple:
+    "Its kind, `checklist`, `pairs` or `labelled`, and its tests or its table; an empty kind and None for a file that is no suite."
+    path = Path(path)
+    if re.search(r"\.jsonl(\.gz)?$", path.name.lower()):
         try:
-            with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f: keys = set(json.loads(f.readline()))
-        except (OSError, ValueError, TypeError): return ""
-        if {"capability", "data"} <= keys: return "checklist"
-        if name.endswith(".gz"): return ""
-    elif Path(path).suffix.lower() not in (".csv", ".tsv", ".parquet"): return ""
-    columns = set(read_suite_table(path))
-    if {"original", "edited", "label"} <= columns or {"text", "sentiment", "batch_id"} <= columns: return "pairs"
-    return "labelled" if {"text", "label"} <= columns else ""
+            with _opened(path) as f: keys = set(json.loads(f.readline()))
+        except (OSError, ValueError, TypeError): return "", None
+        if {"capability", "data"} <= keys: return "checklist", read_checklist(path)
+    if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".jsonl"): return "", None
+    table = read_suite_table(path)
+    if {"original", "edited", "label"} <= set(table) or {"text", "sentiment", "batch_id"} <= set(table): return "pairs", table
+    return ("labelled", table) if {"text", "label"} <= set(table) else ("", None)
 
 
 GENERIC = {"all", "data", "dev", "test", "train", "val", "validation"} # file names that say nothing
@@ -200,13 +201,13 @@ def run_suites(
     "Results by name, as they stand in `metrics.json` under `robustness` (none if there is no suite), and the table of the CheckList tests (None without them)."
     where = Path(where).expanduser()
     paths = [where] if where.is_file() else sorted(p for p in where.rglob("*") if p.is_file())
-    kinds = {p: kind for p in paths if (kind := suite_kind(p))}
     tests, tables = [], {}
-    for path, kind in kinds.items(): # all are read before the first is asked
+    for path in paths: # all are read before the first is asked
+        kind, content = read_suite(path)
+        if not kind: continue
         say(f"{path.name}: {kind}")
-        if kind == "checklist": tests += read_checklist(path); continue
-        table = read_suite_table(path)
-        table = as_pairs(table, names, path) if kind == "pairs" else table.assign(label=label_ids(table.label, names, path))[["text", "label"]]
+        if kind == "checklist": tests += content; continue
+        table = as_pairs(content, names, path) if kind == "pairs" else content.assign(label=label_ids(content.label, names, path))[["text", "label"]]
         name = suite_name(path, where)
         if kind == "labelled" and name in ("checklist", "pairs", "perturbations"): raise DataError(f"{path}: results called {name!r} would be mixed up with others of the report. Rename it.")
         tables.setdefault((kind, name), []).append(table)
@@ -251,12 +252,11 @@ def negate(text, rng):
     return re.sub(r"\b(is|was|are|were|be|been)((?:\s+[A-Za-z]+){1,2})", inserted, text)
 
 
-def vader_words(found=[]) -> set:
+@cache
+def vader_words() -> set:
     "Words with a sentiment in VADER's lexicon (MIT licence)."
-    if not found:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-        found.append({w for w, v in SentimentIntensityAnalyzer().lexicon.items() if abs(v) >= 1})
-    return found[0]
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    return {w for w, v in SentimentIntensityAnalyzer().lexicon.items() if abs(v) >= 1}
 
 
 PERTURBATIONS = {
