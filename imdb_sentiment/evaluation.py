@@ -6,8 +6,9 @@
 __all__ = ['BASELINE_NAMES', 'ORIGINAL', 'softmax_positive', 'predict_part', 'prediction_file', 'positive_chances',
            'negative_log_likelihood', 'fit_temperature', 'calibrate', 'confusion', 'scores', 'bootstrap_intervals',
            'lower_clean', 'fit_linear', 'fit_tfidf', 'LogCountRatio', 'fit_nbsvm', 'vader_scores', 'best_threshold',
-           'baseline_answers', 'compare_pairs', 'seed_accuracies', 'seed_summary', 'suite_files', 'read_label_votes',
-           'noisy_scores', 'beside_original', 'class_table', 'plot_confusion', 'plot_roc_pr', 'plot_comparison']
+           'baseline_answers', 'compare_pairs', 'shared_settings', 'seed_record', 'seed_accuracies', 'seed_summary',
+           'suite_files', 'read_label_votes', 'noisy_scores', 'beside_original', 'class_table', 'plot_confusion',
+           'plot_roc_pr', 'plot_comparison']
 
 # %% ../nbs/04_evaluation.ipynb #1439e6c9
 import json, time
@@ -257,20 +258,33 @@ def compare_pairs(
     return dict(difference=float((counts[0] - counts[1]) / len(a)), ci_low=float(low), ci_high=float(high), only_first=int(counts[0]), only_second=int(counts[1]), p_value=float(p))
 
 # %% ../nbs/04_evaluation.ipynb #4b3c73ba
-def seed_accuracies(
-    run # Run folder, with further seeds in `seeds`
+def shared_settings(
+    settings:dict # All settings of a run
 ) -> dict:
-    "Seed to test accuracy, of the run itself and of each finished one in `seeds`. Raises `RunError` if one of those has other settings."
-    run, found = Path(run), {}
-    mine = read_json(run/"config.json")
-    for folder in (run, *sorted((run/"seeds").glob("*"))):
-        if not (folder/prediction_file("test")).exists(): continue
-        theirs = read_json(folder/"config.json")
-        moved = {k for k in ("data", "backbone") if Path(str(mine.get(k))).name == Path(str(theirs.get(k))).name} # the same in another place
-        if other := set(config_differences(mine, theirs)) - {"seed", "resamples", "device", "suites", *moved}:
-            raise RunError(f"{folder} has other settings than {run} ({', '.join(sorted(other))}), so it is no further seed of it. Delete it, or train it again with `imdb-sentiment seeds`.")
-        rows = pd.read_parquet(folder/prediction_file("test"))
-        found[theirs["seed"]] = float(((rows.prob_pos > 0.5) == rows.label).mean())
+    "Those that the seeds of one report must share; of data and backbone the names, since the same files may lie in another place."
+    shared = {k: v for k, v in settings.items() if k not in ("seed", "resamples", "device", "suites")}
+    return shared | {k: Path(str(shared[k])).name for k in ("data", "backbone") if k in shared}
+
+
+def seed_record(
+    run # Run folder with the predictions on test
+) -> dict:
+    "What a run adds to the spread over seeds: its `seed`, `accuracy` on `test_reviews`, and the `settings` that the other seeds must share."
+    rows, settings = pd.read_parquet(need(run, prediction_file("test"), "04_evaluation")), read_json(Path(run)/"config.json")
+    return dict(seed=settings["seed"], accuracy=float(((rows.prob_pos > 0.5) == rows.label).mean()), test_reviews=len(rows), settings=shared_settings(settings))
+
+
+def seed_accuracies(
+    run # Run folder, with the records of further seeds in `seeds`
+) -> dict:
+    "Seed to test accuracy, of the run itself and of each record in `seeds`. Raises `RunError` if one of those has other settings or other test reviews."
+    mine = seed_record(run)
+    found = {mine["seed"]: mine["accuracy"]}
+    for path in sorted((Path(run)/"seeds").glob("*.json")):
+        theirs = read_json(path)
+        other = set(config_differences(mine["settings"], theirs["settings"])) | ({"test_reviews"} if mine["test_reviews"] != theirs["test_reviews"] else set())
+        if other: raise RunError(f"{path} was trained with other settings than this run ({', '.join(sorted(other))}), so it is no further seed of it. Delete it, or train it again with `imdb-sentiment seeds`.")
+        found[theirs["seed"]] = theirs["accuracy"]
     return found
 
 

@@ -10,7 +10,7 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCH', 'STYLE', 'BE
            'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table', 'chapter_html', 'title_of',
            'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds', 'results_table',
            'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
-           'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main']
+           'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -42,7 +42,7 @@ CHAPTER_LIST = (
     Chapter("01_data", "data", (), ("split.parquet", "lengths.parquet", "data.json")),
     Chapter("02_model", "model", ("split.parquet",), ("model_facts.json",)),
     Chapter("03_training", "training", ("split.parquet",), ("training.json", "log.jsonl", "model/model.safetensors")),
-    Chapter("04_evaluation", "evaluation", ("split.parquet", "training.json", "model/model.safetensors", "seeds/*/predictions.parquet"), ("evaluation.json", "predictions.parquet", "predictions-val.parquet", "baselines.parquet")),
+    Chapter("04_evaluation", "evaluation", ("split.parquet", "training.json", "model/model.safetensors", "seeds/*.json"), ("evaluation.json", "predictions.parquet", "predictions-val.parquet", "baselines.parquet")),
     Chapter("04a_calibration", "evaluation", ("training.json", "evaluation.json", "predictions.parquet", "predictions-val.parquet"), ("calibration.json",)),
     Chapter("05_analysis", "analysis", ("split.parquet", "lengths.parquet", "model/model.safetensors", "training.json", "predictions.parquet", "evaluation.json"), ("analysis.json",)),
     Chapter("05a_robustness", "analysis", ("split.parquet", "model/model.safetensors", "predictions-val.parquet"), ("robustness.json",)), # the last for the temperature
@@ -383,6 +383,7 @@ def publish(
             chapters[c.name] = publishable(nbformat.read(run/"chapters"/f"{c.name}.ipynb", 4), nbformat.read(project_root()/"nbs"/f"{c.name}.ipynb", 4), secrets)
             nbformat.write(chapters[c.name], tmp/"chapters"/f"{c.name}.ipynb")
         for f in sorted(run.glob("predictions*.parquet")): shutil.copy(f, tmp/f.name)
+        for f in sorted(run.glob("seeds/*.json")): write_json(tmp/"seeds"/f.name, read_json(f))
         shutil.copytree(run/"figures", tmp/"figures")
         write_json(tmp/"metrics.json", metrics)
         (tmp/BELIEVE_PAGE).write_text(believe_html(metrics, chapters.pop("05c_when_to_believe_it")), encoding="utf-8")
@@ -630,11 +631,24 @@ def report(
         name = report_name(name or preset)
         overrides = absolute_paths(parse_overrides(set_))
         cfg, run = make_config(preset, **overrides), Path(run_dir) if run_dir else root/"runs"/name
-        run_pipeline(preset, overrides, run)
         target = root/"reports"/name
+        take_seeds(cfg, target, run)
+        run_pipeline(preset, overrides, run)
         publish(name, preset, cfg, run, root/"reports")
     accuracy = read_json(target/"metrics.json")["accuracy"]
     print(f"\nAccuracy {accuracy['value']:.2%} (95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}) on the test part of the {data_name(cfg)}.\nReport: {target/'report.html'} ({time.monotonic() - started:.0f} s)")
+
+
+def take_seeds(
+    cfg:Config,
+    report, # Folder of a published report, which may not be there
+    run # Run folder that is to have the records
+):
+    "Copy the records of further seeds that the report keeps into the run folder, if they were trained with its settings."
+    from imdb_sentiment.evaluation import shared_settings
+    for path in sorted(Path(report).glob("seeds/*.json")):
+        mine, record = Path(run)/"seeds"/path.name, read_json(path)
+        if not mine.exists() and record["settings"] == shared_settings(json.loads(json.dumps(asdict(cfg)))): write_json(mine, record)
 
 
 def train_alone(
@@ -673,11 +687,12 @@ def seeds(
     name:str=typer.Option("", help="As given to `report`."),
     run_dir:str=typer.Option("", help="As given to `report`."),
 ):
-    "Train a run's settings with other seeds, in its folder seeds/; its next `report` gives mean and standard deviation."
-    from imdb_sentiment.evaluation import calibrate, predict_part, prediction_file
+    "Train a run's settings with other seeds, in its folder seeds/, and note each in its report if there is one; the next `report` gives mean and standard deviation."
+    from imdb_sentiment.evaluation import calibrate, predict_part, prediction_file, seed_record
     with told_in_a_sentence():
         overrides = absolute_paths(parse_overrides(set_))
-        run, first = Path(run_dir or project_root()/"runs"/report_name(name or preset)), make_config(preset, **overrides)
+        name, first = report_name(name or preset), make_config(preset, **overrides)
+        run, target = Path(run_dir or project_root()/"runs"/name), project_root()/"reports"/name
         if first.seed in seeds: raise SettingError(f"The run itself has seed {first.seed}. Choose others.")
         for seed in seeds:
             cfg, folder = make_config(preset, **{**overrides, "seed": seed}), run/"seeds"/str(seed)
@@ -685,6 +700,7 @@ def seeds(
             summary, answers, model = train_alone(cfg, folder), folder/prediction_file("test"), folder/"model"/"model.safetensors"
             if not answers.exists() or answers.stat().st_mtime < model.stat().st_mtime:
                 predict_part(cfg, folder, "val"); calibrate(folder); predict_part(cfg, folder, "test")
+            for place in (run, target) if target.exists() else (run,): write_json(place/"seeds"/f"{seed}.json", seed_record(folder))
             print(f"seed {seed}: validation accuracy {summary['best_val_accuracy']:.2%} after epoch {summary['best_epoch']}, {summary['wall_seconds'] / 60:.1f} min")
 
 

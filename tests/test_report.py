@@ -4,14 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 
-from imdb_sentiment.config import Config, read_json
-from imdb_sentiment.pipeline import CHAPTER_LIST, fingerprint, is_current
+from imdb_sentiment.config import Config, make_config, read_json
+from imdb_sentiment.pipeline import CHAPTER_LIST, fingerprint, is_current, take_seeds
 
 ROOT = Path(__file__).parents[1]
 NAME = "demo-of-the-tests"
@@ -113,7 +114,7 @@ def test_suites_run_on_a_saved_model(demo, tmp_path):
 
 def test_further_seeds_join_the_report(demo): # last, since it publishes the report again
     run, report, _ = demo
-    seeds = [*COMMAND[:3], "seeds", "1", "--run-dir", str(run)]
+    seeds = [*COMMAND[:3], "seeds", "1", "--name", NAME, "--run-dir", str(run)]
     for said in ("seed 1: validation accuracy", "seed 1: validation accuracy"): # the second time nothing is left to do
         done = subprocess.run(seeds, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stdout, done.stderr
@@ -121,3 +122,8 @@ def test_further_seeds_join_the_report(demo): # last, since it publishes the rep
     assert "03_training: up to date" in done.stdout and "04_evaluation: done" in done.stdout, done.stderr
     metrics = read_json(report / "metrics.json")
     assert metrics["seeds"]["n"] == 2 and set(metrics["seeds"]["each"]) == {"42", "1"} and metrics["seeds"]["sd"] >= 0
+    other = make_config("demo")
+    for settings, taken in ((other, ["1.json"]), (replace(other, epochs=9), [])): # a run elsewhere takes the report's seeds over, if they are of its settings
+        elsewhere = run.parent / f"elsewhere-{settings.epochs}"
+        take_seeds(settings, report, elsewhere)
+        assert [p.name for p in elsewhere.glob("seeds/*")] == taken
