@@ -48,6 +48,7 @@ CHAPTER_LIST = (
     Chapter("05a_robustness", "analysis", ("split.parquet", "model/model.safetensors", "predictions-val.parquet"), ("robustness.json",)), # the last for the temperature
     Chapter("05b_explanations", "analysis", ("split.parquet", "model/model.safetensors", "predictions.parquet"), ("explanations.json",)),
     Chapter("05c_when_to_believe_it", "analysis", ("predictions.parquet", "evaluation.json", "calibration.json", "analysis.json", "robustness.json", "explanations.json"), ("believe.json",)),
+    Chapter("06_inference", "analysis", ("split.parquet", "model/model.safetensors", "training.json", "predictions-val.parquet", "calibration.json"), ("inference.json",)),
 )
 
 # %% ../nbs/08_pipeline.ipynb #38a31f1c
@@ -326,11 +327,11 @@ def collect_metrics(
     run # Run folder with all chapters done
 ) -> dict:
     "The content of `metrics.json`."
-    part = {c: read_json(Path(run)/f"{c}.json") for c in ("data", "model_facts", "training", "evaluation", "calibration", "analysis", "robustness", "explanations", "believe")}
+    part = {c: read_json(Path(run)/f"{c}.json") for c in ("data", "model_facts", "training", "evaluation", "calibration", "analysis", "robustness", "explanations", "believe", "inference")}
     data = {k: v for k, v in part["data"].items() if k != "copies_in_train"}
     chapters = {k: {m: v for m, v in r.items() if m != "fingerprint"} for k, r in chapter_records(run).items()}
     encoder = dict(part["model_facts"], backbone=shown_settings(cfg)["backbone"])
-    return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], **part["calibration"], training=part["training"], data=data, analysis=part["analysis"], **part["robustness"], **part["explanations"], believe=part["believe"], settings=shown_settings(cfg), seed=cfg.seed,
+    return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], **part["calibration"], training=part["training"], data=data, analysis=part["analysis"], **part["robustness"], **part["explanations"], believe=part["believe"], inference=part["inference"], settings=shown_settings(cfg), seed=cfg.seed,
                 versions=package_versions(), machine=machine(part["training"]["device"]), chapters=chapters, created=max(r["finished"] for r in chapters.values()))
 
 # %% ../nbs/08_pipeline.ipynb #cb54e17b
@@ -502,7 +503,7 @@ def report_html(
     chapters:dict # Name to published notebook
 ) -> str:
     "The whole report as one page."
-    titles = {"00_config": "Settings", "01_data": "Data", "02_model": "Model", "03_training": "Training", "04_evaluation": "Evaluation", "04a_calibration": "Calibration", "05_analysis": "Analysis", "05a_robustness": "Robustness", "05b_explanations": "Explanations"}
+    titles = {"00_config": "Settings", "01_data": "Data", "02_model": "Model", "03_training": "Training", "04_evaluation": "Evaluation", "04a_calibration": "Calibration", "05_analysis": "Analysis", "05a_robustness": "Robustness", "05b_explanations": "Explanations", "06_inference": "Prediction"}
     nav = "".join(f'<a href="#{n}">{titles[n]}</a>' for n in chapters)
     about = title_of(m)
     gpu = "No GPU ran." if m["machine"]["device"] == "cpu" else f"GPU: {m['machine']['gpu']}."
