@@ -207,10 +207,12 @@ def model_stamp(
     model # Folder of a model, or its name
 ) -> str:
     "A hash of its files; of its name if it is no folder."
-    found, path = hashlib.sha256(str(model).encode() if not Path(model).is_dir() else b""), Path(model)
-    for p in sorted(path.iterdir()) if path.is_dir() else ():
-        if p.is_file():
-            with open(p, "rb") as f: found.update(p.name.encode() + hashlib.file_digest(f, "sha256").digest() if hasattr(hashlib, "file_digest") else p.name.encode() + hashlib.sha256(f.read()).digest())
+    path = Path(model)
+    found = hashlib.sha256(b"" if path.is_dir() else str(model).encode())
+    for p in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else ():
+        found.update(p.name.encode())
+        with open(p, "rb") as f:
+            while block := f.read(2**20): found.update(block)
     return found.hexdigest()
 
 # %% ../nbs/06a_files.ipynb #604c67ca

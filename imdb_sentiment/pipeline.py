@@ -10,7 +10,8 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCH', 'STYLE', 'BE
            'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table', 'chapter_html', 'title_of',
            'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds', 'results_table',
            'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
-           'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main']
+           'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main',
+           'answer_line', 'predict']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -769,3 +770,46 @@ def readme():
 def main():
     "Entry point of the console command."
     app()
+
+# %% ../nbs/08_pipeline.ipynb #0e288372
+def answer_line(
+    text:str,
+    answer # A `Prediction`
+) -> str:
+    "An answer as a person reads it."
+    notes = (["it would rather not answer"] if answer.abstains else []) + ([f"{answer.share_read:.0%} of the text read"] if answer.share_read < 1 else [])
+    return f"{answer.label} {answer.probability:.1%}{' (' + ', '.join(notes) + ')' if notes else ''}  {text if len(text) < 60 else text[:59] + '…'}"
+
+
+@app.command(epilog="Examples:  imdb-sentiment predict --model runs/demo/model 'a wonderful film'  |  imdb-sentiment predict --model runs/demo/model --input reviews.csv --out answers.csv  |  zcat reviews.txt.gz | imdb-sentiment predict --model runs/demo/model > answers.jsonl")
+def predict(
+    texts:list[str]=typer.Argument(None, help="Texts. Without any, and without --input, they are read from standard input."),
+    model:str=typer.Option(..., help="Folder of a saved model, or the Hub name of any text classifier."),
+    source:str=typer.Option("", "--input", help="File with the texts: .csv, .tsv, .jsonl, .parquet, or .txt with one in each line."),
+    out:str=typer.Option("", help="File for the answers, with the rows of --input. It must not exist; a command that was stopped goes on."),
+    text_column:str=typer.Option("text", help="Column with the texts."),
+    stdin_format:str=typer.Option("text", help="What comes on standard input: text, csv, tsv or jsonl. The answers go to standard output as JSON lines."),
+    device:str=typer.Option("auto", help="auto, cuda, mps or cpu."),
+):
+    "Label texts: from the command line, a file of any size, or standard input."
+    from imdb_sentiment.files import encoded, model_stamp, predict_file, predict_stream
+    from imdb_sentiment.inference import Predictor
+    from transformers.utils.logging import disable_progress_bar
+    with told_in_a_sentence(), orderly_exit():
+        if texts and source: raise SettingError("Give texts or --input, not both.")
+        if bool(source) != bool(out): raise SettingError("--input and --out belong together: the file to read and the file to write.")
+        if stdin_format not in ("text", "csv", "tsv", "jsonl"): raise SettingError(f"--stdin-format {stdin_format!r}: choose text, csv, tsv or jsonl.")
+        if not texts and not source and sys.stdin.isatty(): raise SettingError("There is nothing to judge. Give a text in quotes, --input FILE, or pipe texts in.")
+        disable_progress_bar() # of loading: it takes less than a second
+        predictor = Predictor.load(model, device)
+        if texts:
+            for text, answer in zip(texts, predictor(texts)): print(answer_line(text, answer))
+        elif source:
+            found = predict_file(predictor, source, out, text_column, model_stamp(model))
+            print(f"{out}: {found['rows'] - found['rejected']:,} rows answered" + (f", {found['resumed']:,} rows of an earlier start among them" if found["resumed"] else "") + ".")
+            if found["rejected"]: print(f"{out}.rejected.jsonl: {found['rejected']:,} rows that could not be judged, with the reason.")
+        else:
+            try:
+                for answered, rejected in predict_stream(predictor, sys.stdin.buffer, stdin_format, text_column):
+                    for rows, to in ((answered, sys.stdout), (rejected, sys.stderr)): to.buffer.write(encoded(rows, "jsonl")); to.flush()
+            except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # the reader, such as `head`, has enough
