@@ -24,7 +24,7 @@ setup(
     package_data={cfg["lib_path"]: ["*.json", "*.jsonl", "*.tsv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"])},
+    extras_require={key.removesuffix("_requirements"): shlex.split(value) for key, value in cfg.items() if key.endswith("_requirements")},
     entry_points={"console_scripts": shlex.split(cfg["console_scripts"])},
     zip_safe=False,
 )

@@ -301,7 +301,7 @@ def predict_file(
     if not source.is_file(): raise InputError(f"there is no file {str(source)!r}")
     if to not in (kind, "jsonl") or to == "text": raise InputError(f"{str(out)!r}: from {source.suffix} rows go to {'' if kind == 'text' else source.suffix + ' or '}.jsonl")
     stat = source.stat()
-    parts = parts_folder(out, dict(input=[str(source.resolve()), stat.st_size, stat.st_mtime_ns], model=model, text_column=text_column, long_texts=predictor.long_texts, abstain_below=predictor.abstain_below, batch_size=predictor.batch_size, format=to))
+    parts = parts_folder(out, dict(input=[str(source.resolve()), stat.st_size, stat.st_mtime_ns], model=model, text_column=text_column, long_texts=predictor.long_texts, abstain_below=predictor.abstain_below, batch_tokens=predictor.batch_tokens, format=to))
     try:
         with FileLock(parts/".lock", timeout=0), open(source, "rb") as f:
             schema, names, total = None, (), stat.st_size
@@ -341,4 +341,4 @@ def predict_stream(
     "Yields answered rows and rejected ones, of a batch each, as `judge` does."
     rows = read_rows(file, kind)
     if kind in ("csv", "tsv"): out_schema(pa.schema([(n, pa.string()) for n in next(rows).values]), predictor, text_column)
-    while chunk := list(islice(rows, predictor.batch_size)): yield judge(predictor, chunk, text_column)
+    while chunk := list(islice(rows, 32)): yield judge(predictor, chunk, text_column)

@@ -11,7 +11,7 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCH', 'STYLE', 'BE
            'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds', 'results_table',
            'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
            'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main',
-           'answer_line', 'predict']
+           'answer_line', 'predict', 'export', 'push_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -50,6 +50,7 @@ CHAPTER_LIST = (
     Chapter("05b_explanations", "analysis", ("split.parquet", "model/model.safetensors", "predictions.parquet"), ("explanations.json",)),
     Chapter("05c_when_to_believe_it", "analysis", ("predictions.parquet", "evaluation.json", "calibration.json", "analysis.json", "robustness.json", "explanations.json"), ("believe.json",)),
     Chapter("06_inference", "analysis", ("split.parquet", "model/model.safetensors", "training.json", "predictions-val.parquet", "calibration.json"), ("inference.json",)),
+    Chapter("07_deployment", "analysis", ("split.parquet", "model/model.safetensors", "inference.json"), ("deployment.json", "deployment/huggingface/model.safetensors")),
 )
 
 # %% ../nbs/08_pipeline.ipynb #38a31f1c
@@ -328,11 +329,11 @@ def collect_metrics(
     run # Run folder with all chapters done
 ) -> dict:
     "The content of `metrics.json`."
-    part = {c: read_json(Path(run)/f"{c}.json") for c in ("data", "model_facts", "training", "evaluation", "calibration", "analysis", "robustness", "explanations", "believe", "inference")}
+    part = {c: read_json(Path(run)/f"{c}.json") for c in ("data", "model_facts", "training", "evaluation", "calibration", "analysis", "robustness", "explanations", "believe", "inference", "deployment")}
     data = {k: v for k, v in part["data"].items() if k != "copies_in_train"}
     chapters = {k: {m: v for m, v in r.items() if m != "fingerprint"} for k, r in chapter_records(run).items()}
     encoder = dict(part["model_facts"], backbone=shown_settings(cfg)["backbone"])
-    return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], **part["calibration"], training=part["training"], data=data, analysis=part["analysis"], **part["robustness"], **part["explanations"], believe=part["believe"], inference=part["inference"], settings=shown_settings(cfg), seed=cfg.seed,
+    return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], **part["calibration"], training=part["training"], data=data, analysis=part["analysis"], **part["robustness"], **part["explanations"], believe=part["believe"], inference=part["inference"], deployment=part["deployment"], settings=shown_settings(cfg), seed=cfg.seed,
                 versions=package_versions(), machine=machine(part["training"]["device"]), chapters=chapters, created=max(r["finished"] for r in chapters.values()))
 
 # %% ../nbs/08_pipeline.ipynb #cb54e17b
@@ -504,7 +505,7 @@ def report_html(
     chapters:dict # Name to published notebook
 ) -> str:
     "The whole report as one page."
-    titles = {"00_config": "Settings", "01_data": "Data", "02_model": "Model", "03_training": "Training", "04_evaluation": "Evaluation", "04a_calibration": "Calibration", "05_analysis": "Analysis", "05a_robustness": "Robustness", "05b_explanations": "Explanations", "06_inference": "Prediction"}
+    titles = {"00_config": "Settings", "01_data": "Data", "02_model": "Model", "03_training": "Training", "04_evaluation": "Evaluation", "04a_calibration": "Calibration", "05_analysis": "Analysis", "05a_robustness": "Robustness", "05b_explanations": "Explanations", "06_inference": "Prediction", "07_deployment": "Deployment"}
     nav = "".join(f'<a href="#{n}">{titles[n]}</a>' for n in chapters)
     about = title_of(m)
     gpu = "No GPU ran." if m["machine"]["device"] == "cpu" else f"GPU: {m['machine']['gpu']}."
@@ -813,3 +814,37 @@ def predict(
                 for answered, rejected in predict_stream(predictor, sys.stdin.buffer, stdin_format, text_column):
                     for rows, to in ((answered, sys.stdout), (rejected, sys.stderr)): to.buffer.write(encoded(rows, "jsonl")); to.flush()
             except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # the reader, such as `head`, has enough
+
+# %% ../nbs/08_pipeline.ipynb #9b6a747b
+@app.command(epilog="Examples:  imdb-sentiment export --model runs/demo/model --out my-model --report demo  |  imdb-sentiment export --model runs/demo/model --out my-int8 --form int8")
+def export(
+    model:str=typer.Option(..., help="Folder of a saved model."),
+    out:str=typer.Option(..., help="Folder to write; it must not exist."),
+    form:str=typer.Option("huggingface", help="huggingface: for transformers and the Hub. onnx: for ONNX Runtime. int8: the same in a quarter of the size."),
+    report:str=typer.Option("", help="Name of the published report that the model card takes its figures from; no card if not given."),
+):
+    "Write a trained model as a folder for others."
+    from imdb_sentiment.deployment import export_model, export_onnx, model_card, quantize
+    with told_in_a_sentence():
+        if form not in ("huggingface", "onnx", "int8"): raise SettingError(f"--form {form!r}: choose huggingface, onnx or int8.")
+        metrics = project_root()/"reports"/report_name(report)/"metrics.json" if report else None
+        if metrics and not metrics.exists(): raise SettingError(f"--report {report!r}: there is no {metrics}.")
+        card = model_card(read_json(metrics), Path(out).name) if metrics else ""
+        if form == "huggingface": export_model(model, out, card)
+        elif form == "onnx": export_onnx(model, out, card)
+        else:
+            with tempfile.TemporaryDirectory() as tmp: quantize(export_onnx(model, Path(tmp)/"onnx", card), out)
+    print(f"{out}: {sum(f.stat().st_size for f in Path(out).iterdir()) / 1e6:.1f} MB" + ("" if report else "; without a card, which `push` needs (--report)."))
+
+
+@app.command("push", epilog="Example:  imdb-sentiment push my-model --to me/my-model --really")
+def push_command(
+    folder:str=typer.Argument(..., help="Folder from `imdb-sentiment export`."),
+    to:str=typer.Option(..., help="Repository on the Hugging Face Hub, such as me/my-model."),
+    really:bool=typer.Option(False, "--really", help="Upload. Without it the command only shows what would be uploaded."),
+):
+    "Upload an exported model to the Hugging Face Hub."
+    from imdb_sentiment.deployment import push
+    with told_in_a_sentence(): files = push(folder, to, really)
+    for name, size in files: print(f"{size / 1e6:9.2f} MB  {name}")
+    print(f"Uploaded to {to}." if really else f"Nothing was uploaded. With --really these files go to {to}.")
