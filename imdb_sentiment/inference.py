@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'COLUMNS', 'BATCH_TOKENS', 'InputError', 'as_text', 'windows_of', 'Prediction', 'torch_scorer',
-           'Predictor', 'checked']
+           'combined', 'Predictor', 'checked']
 
 # %% ../nbs/06_inference.ipynb #88ea55da
 import logging, math, numbers
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
 from .calibration import confidence_of, threshold_for
 from .config import Config, PALETTE, RunError, chapter_run, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
@@ -82,6 +83,18 @@ def torch_scorer(
         batch = {k: v.to(model.device) for k, v in collate([dict(input_ids=r) for r in rows], pad_id).items()}
         with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"): return model(**batch).logits.float().cpu().numpy()
     return score
+
+
+def combined(
+    logits, # Of windows (windows x labels)
+    owner, # Number of the text that each belongs to, counted from 0
+    sizes # Its number of tokens
+) -> np.ndarray:
+    "The logits of each text: the mean over its windows, each with the weight of its tokens."
+    total = np.bincount(owner, sizes)
+    found = np.zeros((len(total), np.shape(logits)[1]))
+    np.add.at(found, owner, np.asarray(logits) * np.asarray(sizes, dtype=float)[:, None])
+    return found / total[:, None]
 
 
 BATCH_TOKENS = dict(onnx=512, cpu=2048, mps=8192, cuda=65536) # more at once was slower on a CPU: a batch's activations should stay in its cache
@@ -157,26 +170,29 @@ class Predictor:
             elif self.long_texts == "windows": yield windows_of(ids, special, self.read_length), 1.0
             else: yield [cut_tokens(ids, special, self.read_length, self.truncation)], self.read_length / len(ids)
 
+    def score_rows(self,
+        rows:list, # Of lists of token ids
+        progress:str="" # What to call this in a progress bar; none if empty
+    ) -> np.ndarray:
+        "Logits of each (rows x labels), in their order."
+        found, at = np.zeros((len(rows), len(self.labels)), dtype=np.float32), 0
+        order = sorted(range(len(rows)), key=lambda r: -len(rows[r])) # of like length: little padding; longest first: memory runs out at once or not at all
+        with Progress(len(rows), progress) if progress else nullcontext() as bar:
+            while at < len(order):
+                batch = order[at:at + max(1, self.batch_tokens // len(rows[order[at]]))]
+                found[batch] = self.score([rows[r] for r in batch])
+                at += len(batch)
+                if bar: bar.step(len(batch))
+        return found
+
     def logits(self,
         texts, # Of `as_text`
         progress:str="" # What to call this in a progress bar; none if empty
     ) -> tuple:
         "Logits (texts x labels), and the share of each text that was read."
         encoded = list(self.encode(texts))
-        rows = [(i, w) for i, (windows, _) in enumerate(encoded) for w in windows]
-        found = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
-        order = sorted(range(len(rows)), key=lambda r: -len(rows[r][1])) # of like length: little padding; longest first: memory runs out at once or not at all
-        with Progress(len(rows), progress) if progress else _Silent() as bar:
-            at = 0
-            while at < len(order):
-                batch = order[at:at + max(1, self.batch_tokens // len(rows[order[at]][1]))]
-                at += len(batch)
-                found[batch] = self.score([rows[r][1] for r in batch])
-                bar.step(len(batch))
-        owner, weight = np.array([i for i, _ in rows], dtype=int), np.array([len(w) for _, w in rows], dtype=float)
-        combined, total = np.zeros((len(encoded), len(self.labels))), np.bincount(owner, weight, minlength=len(encoded))
-        np.add.at(combined, owner, found * weight[:, None])
-        return combined / total[:, None], np.array([share for _, share in encoded])
+        owner, rows = [i for i, (windows, _) in enumerate(encoded) for _ in windows], [w for windows, _ in encoded for w in windows]
+        return combined(self.score_rows(rows, progress), owner, [len(w) for w in rows]), np.array([share for _, share in encoded])
 
     def predict(self,
         texts # A list of texts, of `as_text`
@@ -189,6 +205,35 @@ class Predictor:
             k = int(p.argmax())
             answers.append(Prediction(self.labels[k], float(p[k]), None if self.abstain_below is None else bool(p[k] < self.abstain_below), float(share), dict(zip(self.labels, map(float, p)))))
         return answers
+
+    def explain(self,
+        text:str, # Of `as_text`
+        most:int=64 # Pieces of the text, which is what an explanation costs
+    ) -> dict:
+        "The `prediction`, the `text` as the model reads it, and its `pieces`: `start`, `end`, and `weight`, how much the log odds of the answer fall without it (occlusion). What lies between the pieces was not read."
+        text = clean_text(text) if self.clean else text
+        e = self.tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=True, truncation=False, verbose=False)
+        ids, special, places, number = e["input_ids"], e["special_tokens_mask"], e["offset_mapping"], list(range(len(e["input_ids"])))
+        whole = len(ids) <= self.read_length
+        windows = [number] if whole else windows_of(number, special, self.read_length) if self.long_texts == "windows" else [cut_tokens(number, special, self.read_length, self.truncation)]
+        inner, rows, jobs = [[i for i in w if not special[i]] for w in windows], [[ids[i] for i in w] for w in windows], []
+        width = -(-sum(map(len, inner)) // most)
+        for k, tokens in enumerate(inner):
+            gap = next((n for n in range(1, len(tokens)) if tokens[n] > tokens[n - 1] + 1), len(tokens)) # where a cut leaves tokens out
+            for part in (tokens[:gap], tokens[gap:]):
+                for at in range(0, len(part), width):
+                    out = part[at:at + width]
+                    jobs.append((k, out, [ids[i] for i in windows[k] if not out[0] <= i <= out[-1]]))
+        logits, sizes = self.score_rows(rows + [row for *_, row in jobs]), [len(r) for r in rows]
+        base, owner = logits[:len(rows)], [0] * len(rows)
+        answer = combined(base, owner, sizes)
+        k = int(answer[0].argmax())
+        odds = lambda l: float(l[k] - logsumexp(np.delete(l, k)))
+        pieces = []
+        for (window, tokens, row), l in zip(jobs, logits[len(rows):]):
+            changed = base.copy(); changed[window] = l
+            pieces.append(dict(start=places[tokens[0]][0], end=places[tokens[-1]][1], weight=odds(answer[0]) - odds(combined(changed, owner, sizes)[0])))
+        return dict(prediction=self.predict([text])[0], text=text, pieces=sorted(pieces, key=lambda p: p["start"]))
 
     def stream(self,
         texts, # Any iterable of texts
@@ -219,12 +264,6 @@ class Predictor:
         if isinstance(texts, Iterator): return self.stream(texts)
         if isinstance(texts, (list, tuple, set, pd.Series, np.ndarray)): return self.predict(checked(list(texts)))
         return self.predict([as_text(texts)])[0]
-
-
-class _Silent:
-    def __enter__(self): return self
-    def __exit__(self, *error): pass
-    def step(self, n): pass
 
 
 def checked(
