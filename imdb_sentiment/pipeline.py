@@ -11,7 +11,7 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCH', 'STYLE', 'BE
            'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds', 'results_table',
            'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
            'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main',
-           'answer_line', 'predict', 'export', 'push_command']
+           'answer_line', 'predict', 'export', 'push_command', 'serve_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -848,3 +848,21 @@ def push_command(
     with told_in_a_sentence(): files = push(folder, to, really)
     for name, size in files: print(f"{size / 1e6:9.2f} MB  {name}")
     print(f"Uploaded to {to}." if really else f"Nothing was uploaded. With --really these files go to {to}.")
+
+# %% ../nbs/08_pipeline.ipynb #a2b8c5d4
+@app.command("serve", epilog="Examples:  imdb-sentiment serve --model runs/demo/model  |  IMDB_SENTIMENT_API_KEY=... imdb-sentiment serve --model my-int8 --host 0.0.0.0")
+def serve_command(
+    model:str=typer.Option(..., help="Folder of a saved or exported model, or the Hub name of any text classifier."),
+    host:str=typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 opens the server to the network."),
+    port:int=typer.Option(8000, min=0, max=65535, help="Port to listen on; 0 takes any that is free."),
+    seconds:float=typer.Option(30.0, min=0.1, help="Longest time for an answer."),
+    device:str=typer.Option("auto", help="auto, cuda, mps or cpu."),
+):
+    "Answer over HTTP, with a page to try the model. With IMDB_SENTIMENT_API_KEY set, only for those who send it."
+    from imdb_sentiment.server import need_serve, serve
+    from transformers.utils.logging import disable_progress_bar
+    with told_in_a_sentence():
+        need_serve()
+        from imdb_sentiment.inference import Predictor
+        disable_progress_bar()
+        serve(Predictor.load(model, device), Path(model).name, host, port, os.environ.get("IMDB_SENTIMENT_API_KEY", ""), seconds)
