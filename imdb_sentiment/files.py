@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_LINES', 'CHUNK', 'FORMATS', 'Row', 'lines_of', 'csv_rows', 'jsonl_rows', 'text_rows',
-           'parquet_chunk', 'parquet_chunks', 'answer_columns', 'answer_values', 'judge', 'format_of', 'read_rows',
-           'encoded', 'model_stamp', 'write_part', 'join_parts', 'out_schema', 'parts_folder', 'predict_file',
-           'predict_stream']
+           'parquet_chunks', 'answer_columns', 'answer_values', 'judge', 'format_of', 'read_rows', 'encoded',
+           'model_stamp', 'write_part', 'join_parts', 'out_schema', 'parts_folder', 'predict_file', 'predict_stream']
 
 # %% ../nbs/06a_files.ipynb #c27824a6
 import csv, hashlib, io, json
@@ -115,26 +114,22 @@ def text_rows(
 CHUNK = 1024 # rows that are judged together; the same file is always cut at the same rows
 
 
-def parquet_chunk(
-    file:pq.ParquetFile,
-    group:int, # Row group
-    start:int # First row in it
-) -> list:
-    "The `Row`s of a chunk."
-    before = sum(file.metadata.row_group(g).num_rows for g in range(group))
-    for at, batch in enumerate(file.iter_batches(CHUNK, row_groups=[group])):
-        if at * CHUNK == start: return [Row(before + start + i, v) for i, v in enumerate(batch.to_pylist(), 1)]
-
-
 def parquet_chunks(
-    file:pq.ParquetFile
+    file:pq.ParquetFile,
+    first:int=0, # Chunk to begin with
+    last:int|None=None # Chunk to end before
 ) -> Iterator:
-    "Yields the `Row`s of each chunk; none reaches over the end of a row group, so that any can be read alone."
-    number = 0
+    "Yields the `Row`s of each chunk; none reaches over the end of a row group."
+    number, chunk = 0, 0
     for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if last is not None and chunk >= last: return
+        if chunk - (-rows // CHUNK) <= first: # all before the first one
+            number, chunk = number + rows, chunk - (-rows // CHUNK)
+            continue
         for batch in file.iter_batches(CHUNK, row_groups=[group]):
-            yield [Row(number + i, v) for i, v in enumerate(batch.to_pylist(), 1)]
-            number += batch.num_rows
+            if first <= chunk and (last is None or chunk < last): yield [Row(number + i, v) for i, v in enumerate(batch.to_pylist(), 1)]
+            number, chunk = number + batch.num_rows, chunk + 1
 
 # %% ../nbs/06a_files.ipynb #f7c43a7c
 def answer_columns(
@@ -260,13 +255,13 @@ def join_parts(
 
 def out_schema(
     schema:pa.Schema, # Of the input
-    predictor:Predictor,
+    added:dict, # From `answer_columns`
     text_column:str
 ) -> pa.Schema:
     "The schema with the columns of the answers; raises `InputError` if the columns are not right."
     if text_column not in schema.names: raise InputError(f"there is no column {text_column!r}; there is {', '.join(map(repr, schema.names))}")
-    if taken := [c for c in answer_columns(predictor) if c in schema.names]: raise InputError(f"there is a column {taken[0]!r} already; rename it")
-    for name, kind in answer_columns(predictor).items(): schema = schema.append(pa.field(name, kind))
+    if taken := [c for c in added if c in schema.names]: raise InputError(f"there is a column {taken[0]!r} already; rename it")
+    for name, kind in added.items(): schema = schema.append(pa.field(name, kind))
     return schema
 
 
@@ -308,13 +303,13 @@ def predict_file(
             if kind == "parquet":
                 try: table = pq.ParquetFile(f)
                 except pa.ArrowException as e: raise InputError(f"{str(source)!r} is no parquet file: {e}") from e
-                schema, total = out_schema(table.schema_arrow, predictor, text_column), table.metadata.num_rows
+                schema, total = out_schema(table.schema_arrow, answer_columns(predictor), text_column), table.metadata.num_rows
                 chunks = parquet_chunks(table)
             else:
                 total = sum(block.count(b"\n") for block in iter(lambda: f.read(2**20), b"")) + 1
                 f.seek(0)
                 rows = read_rows(f, kind)
-                if kind in ("csv", "tsv"): names = out_schema(pa.schema([(n, pa.string()) for n in next(rows).values]), predictor, text_column).names
+                if kind in ("csv", "tsv"): names = out_schema(pa.schema([(n, pa.string()) for n in next(rows).values]), answer_columns(predictor), text_column).names
                 chunks = iter(lambda: list(islice(rows, CHUNK)), [])
             seen, resumed, files = 0, 0, []
             with Progress(total, "predicting") as progress:
@@ -340,5 +335,5 @@ def predict_stream(
 ) -> Iterator:
     "Yields answered rows and rejected ones, of a batch each, as `judge` does."
     rows = read_rows(file, kind)
-    if kind in ("csv", "tsv"): out_schema(pa.schema([(n, pa.string()) for n in next(rows).values]), predictor, text_column)
+    if kind in ("csv", "tsv"): out_schema(pa.schema([(n, pa.string()) for n in next(rows).values]), answer_columns(predictor), text_column)
     while chunk := list(islice(rows, 32)): yield judge(predictor, chunk, text_column)
