@@ -11,7 +11,7 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCH', 'STYLE', 'BE
            'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds', 'results_table',
            'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
            'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'bench', 'readme', 'main',
-           'answer_line', 'predict', 'export', 'push_command', 'serve_command']
+           'answer_line', 'predict', 'score', 'export', 'push_command', 'serve_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -814,6 +814,26 @@ def predict(
                 for answered, rejected in predict_stream(predictor, sys.stdin.buffer, stdin_format, text_column):
                     for rows, to in ((answered, sys.stdout), (rejected, sys.stderr)): to.buffer.write(encoded(rows, "jsonl")); to.flush()
             except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # the reader, such as `head`, has enough
+
+# %% ../nbs/08_pipeline.ipynb #a135a9c6
+@app.command(epilog="Examples:  imdb-sentiment score --model my-int8 --input reviews/ --out scored/  |  imdb-sentiment score --model my-int8 --input reviews/ --out scored/ --engine ray --workers 8")
+def score(
+    model:str=typer.Option(..., help="Folder of a saved or exported model, or the Hub name of any text classifier."),
+    source:str=typer.Option(..., "--input", help="Folder with .parquet files."),
+    out:str=typer.Option(..., help="Folder for the files with answers. It must not exist; a command that was stopped goes on."),
+    text_column:str=typer.Option("text", help="Column with the texts."),
+    engine:str=typer.Option("local", help="local: this process. ray: Ray Data, on this machine or a cluster."),
+    workers:int=typer.Option(2, help="Workers of the engine ray."),
+    address:str=typer.Option("", help="Address of a running Ray cluster, such as auto; one is started on this machine if not given."),
+    device:str=typer.Option("auto", help="auto, cuda, mps or cpu."),
+):
+    "Label all rows of a folder of parquet files."
+    from imdb_sentiment.scale import score_folder
+    from transformers.utils.logging import disable_progress_bar
+    with told_in_a_sentence(), orderly_exit():
+        disable_progress_bar()
+        found = score_folder(model, source, out, text_column, engine, workers, address, device)
+    print(f"{out}: {found['rows'] - found['rejected']:,} rows answered in {found['files']:,} files." + (f" {found['rejected']:,} rows that could not be judged are in *.rejected.jsonl, with the reason." if found["rejected"] else ""))
 
 # %% ../nbs/08_pipeline.ipynb #9b6a747b
 @app.command(epilog="Examples:  imdb-sentiment export --model runs/demo/model --out my-model --report demo  |  imdb-sentiment export --model runs/demo/model --out my-int8 --form int8")

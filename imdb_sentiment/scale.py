@@ -104,7 +104,8 @@ def run_ray(
     if not find_spec("ray"): raise RunError("The engine ray needs Ray. Install: pip install 'imdb_sentiment[scale]'.")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0"); os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "0")
     import ray
-    ray.init(**(dict(address=address) if address else dict(num_cpus=workers + 1, include_dashboard=False)), log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    try: ray.init(**(dict(address=address) if address else dict(num_cpus=workers + 1, include_dashboard=False)), log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as e: raise RunError(f"Ray does not start{f' at {address}' if address else ''} ({type(e).__name__}: {str(e)[:200]}). The engine local needs no Ray.") from e
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.verbose_stats_logs = False, False

@@ -56,7 +56,7 @@ def test_notebooks_are_clean(copy):
         assert (copy / "nbs" / path.name).read_text() == path.read_text(), f"{path.name} has outputs or metadata: run `make export`"
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if re.match(r"0[0-7](?!a_files|a_server)", p.name)], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if re.match(r"0[0-7](?!a_files|b_scale|a_server)", p.name)], ids=lambda p: p.stem)
 def test_settings_are_bound_by_the_parameters_cell_only(path):
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
