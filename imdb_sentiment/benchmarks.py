@@ -29,13 +29,14 @@ from .training import TrainingJob, load_file, peak_memory, predict_logits, synch
 
 # %% ../nbs/09_benchmarks.ipynb #4f1ae25f
 def in_own_process(
-    function:str, # Name of a function of this module
+    function:str, # Name of a function
     env:dict={}, # Environment variables to add
+    module:str="benchmarks", # Of this library, with the function
     **arguments # For the function; JSON values
 ):
     "What the function returns, run in a new Python process. Raises `RunError` with the end of its output if it fails."
-    code = "import json, sys; from imdb_sentiment import benchmarks; print(json.dumps(getattr(benchmarks, sys.argv[1])(**json.loads(sys.argv[2]))))"
-    done = subprocess.run([sys.executable, "-c", code, function, json.dumps(arguments)], capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **env})
+    code = "import json, sys; from importlib import import_module; print(json.dumps(getattr(import_module('imdb_sentiment.' + sys.argv[1]), sys.argv[2])(**json.loads(sys.stdin.read()))))"
+    done = subprocess.run([sys.executable, "-c", code, module, function], input=json.dumps(arguments), capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **env})
     if done.returncode: raise RunError(f"{function} failed (exit status {done.returncode}):\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
