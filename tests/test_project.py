@@ -68,15 +68,24 @@ def test_settings_are_bound_by_the_parameters_cell_only(path):
         assert not bound & plain, f"{path.name} binds {bound & plain}, which the last section would take for a setting"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("bench-*/metrics.json")), ids=lambda p: p.parent.name)
-def test_published_bench_is_whole(path):
-    m = json.loads(path.read_text(encoding="utf-8"))
+def test_published_bench_of_training_is_whole():
+    m = json.loads((ROOT / "reports" / "bench-training" / "metrics.json").read_text(encoding="utf-8"))
     device = "gpu" if m["machine"]["device"] == "cuda" else "cpu"
     first, *others = m["cases"].values()
     assert m[device]["speedup_vs_trainer"] == first["speedup"]["median"] and min(c["speedup"]["rounds"] for c in (first, *others)) >= 5
     assert m[device]["peak_memory_ratio"] == first["peak_memory"]["ours"] / first["peak_memory"]["trainer"]
     assert m["resume"]["kills"] >= 20 and m["resume"]["bit_identical"] and len(others) == 1
     assert all(case["agrees"] for case in m["repeated"].values()) and len(m["repeated"]) == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("bench-inference/metrics.json")), ids=lambda p: p.parent.name)
+def test_published_bench_of_inference_is_whole(path):
+    m = json.loads(path.read_text(encoding="utf-8"))
+    first, *others = m["cases"].values()
+    assert m["cpu"]["speedup_vs_hf_pipeline"] == first["speedup"][m["cpu"]["form"]]["median"] and min(s["speedup"]["int8"]["rounds"] for s in (first, *others)) >= 5 and len(others) == 1
+    assert abs(100 * (m["int8"]["accuracy_before"] - m["int8"]["accuracy"]) - m["int8"]["accuracy_drop_points"]) < 1e-9 and m["int8"]["test_reviews"] == 25_000
+    assert m["server"]["requests"] == 10_000 == sum(c["requests"] for c in m["server"]["by_clients"]) and m["rows"]["answered"] + m["rows"]["rejected"] == m["rows"]["rows"] == 1_000_000
+    assert max(m["onnx_largest_difference"].values()) < 1e-4
 
 
 def test_readme_is_rendered_from_index():
