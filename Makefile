@@ -27,6 +27,7 @@ report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or b
 	@imdb-sentiment report --preset $(PRESET) $(ARGS)
 
 test: $(READY) ## Every check: notebooks in sync and clean, their asserts, pytest, the demo report end to end
+	@command -v chromium >/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq chromium; } >/dev/null 2>&1 || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium"
 	nbdev_test --n_workers 2
 	python -m pytest -q tests
 
