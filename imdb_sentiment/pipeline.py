@@ -11,8 +11,8 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCHES', 'STYLE', '
            'title_of', 'page_html', 'headline', 'report_html', 'believe_html', 'load_reports', 'over_seeds',
            'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name',
            'report', 'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'run_bench',
-           'bench_training', 'bench_inference', 'readme', 'main', 'answer_line', 'predict', 'score', 'export',
-           'push_command', 'serve_command']
+           'bench_training', 'bench_inference', 'readme', 'main', 'answer_line', 'predict_command', 'score_command',
+           'export_command', 'push_command', 'serve_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -814,8 +814,8 @@ def answer_line(
     return f"{answer.label} {answer.probability:.1%}{' (' + ', '.join(notes) + ')' if notes else ''}  {text if len(text) < 60 else text[:59] + '…'}"
 
 
-@app.command(epilog="Examples:  imdb-sentiment predict --model runs/demo/model 'a wonderful film'  |  imdb-sentiment predict --model runs/demo/model --input reviews.csv --out answers.csv  |  zcat reviews.txt.gz | imdb-sentiment predict --model runs/demo/model > answers.jsonl")
-def predict(
+@app.command("predict", epilog="Examples:  imdb-sentiment predict --model runs/demo/model 'a wonderful film'  |  imdb-sentiment predict --model runs/demo/model --input reviews.csv --out answers.csv  |  zcat reviews.txt.gz | imdb-sentiment predict --model runs/demo/model > answers.jsonl")
+def predict_command(
     texts:list[str]=typer.Argument(None, help="Texts. Without any, and without --input, they are read from standard input."),
     model:str=typer.Option(..., help="Folder of a saved model, or the Hub name of any text classifier."),
     source:str=typer.Option("", "--input", help="File with the texts: .csv, .tsv, .jsonl, .parquet, or .txt with one in each line."),
@@ -848,8 +848,8 @@ def predict(
             except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # the reader, such as `head`, has enough
 
 # %% ../nbs/08_pipeline.ipynb #a135a9c6
-@app.command(epilog="Examples:  imdb-sentiment score --model my-int8 --input reviews/ --out scored/  |  imdb-sentiment score --model my-int8 --input reviews/ --out scored/ --engine ray --workers 8")
-def score(
+@app.command("score", epilog="Examples:  imdb-sentiment score --model my-int8 --input reviews/ --out scored/  |  imdb-sentiment score --model my-int8 --input reviews/ --out scored/ --engine ray --workers 8")
+def score_command(
     model:str=typer.Option(..., help="Folder of a saved or exported model, or the Hub name of any text classifier."),
     source:str=typer.Option(..., "--input", help="Folder with .parquet files."),
     out:str=typer.Option(..., help="Folder for the files with answers. It must not exist; a command that was stopped goes on."),
@@ -868,8 +868,8 @@ def score(
     print(f"{out}: {found['rows'] - found['rejected']:,} rows answered in {found['files']:,} files." + (f" {found['rejected']:,} rows that could not be judged are in *.rejected.jsonl, with the reason." if found["rejected"] else ""))
 
 # %% ../nbs/08_pipeline.ipynb #9b6a747b
-@app.command(epilog="Examples:  imdb-sentiment export --model runs/demo/model --out my-model --report demo  |  imdb-sentiment export --model runs/demo/model --out my-int8 --form int8")
-def export(
+@app.command("export", epilog="Examples:  imdb-sentiment export --model runs/demo/model --out my-model --report demo  |  imdb-sentiment export --model runs/demo/model --out my-int8 --form int8")
+def export_command(
     model:str=typer.Option(..., help="Folder of a saved model."),
     out:str=typer.Option(..., help="Folder to write; it must not exist."),
     form:str=typer.Option("huggingface", help="huggingface: for transformers and the Hub. onnx: for ONNX Runtime. int8: the same in a quarter of the size."),
