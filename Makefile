@@ -20,7 +20,7 @@ $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq python3-venv; } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,serve,scale]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,serve,scale]'
 	@touch $@
 
 report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or best, ARGS="--set data=... --set backbone=..."

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CODE_FILE', 'model_code', 'export_model', 'eval_results', 'model_card', 'push', 'need_onnx', 'LogitsOnly',
-           'export_onnx', 'load_onnx', 'largest_difference', 'quantize']
+           'export_onnx', 'load_onnx', 'largest_difference', 'quantize', 'need_openvino', 'export_openvino',
+           'load_openvino']
 
 # %% ../nbs/07_deployment.ipynb #20bab073
-import ast, inspect, logging, shutil, warnings
+import ast, inspect, logging, shutil, threading, warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from . import model as model_module
-from .config import PALETTE, RunError, atomic_path, chapter_run, house_style, need, project_root, read_json, remove, write_json
+from .config import PALETTE, RunError, atomic_path, chapter_run, house_style, need, pick_precision, project_root, read_json, remove, write_json
 from .data import load_split
 from .inference import Predictor
 from .model import load_model
@@ -229,3 +230,51 @@ def quantize(
             quantize_dynamic(onnx/"model.onnx", tmp/"model.int8.onnx", per_channel=True, weight_type=QuantType.QInt8, extra_options=dict(DefaultTensorType=TensorProto.FLOAT)) # the type behind fused operators, which shape inference does not know
         finally: logging.disable(logging.NOTSET)
     return out
+
+# %% ../nbs/07_deployment.ipynb #84b759e2
+def need_openvino():
+    "Raise `RunError` if the extra is not installed."
+    if not find_spec("openvino"): raise RunError("OpenVINO is not installed. Install: pip install 'imdb_sentiment[onnx,openvino]'.")
+
+
+def export_openvino(
+    onnx, # Folder of `export_onnx`
+    out # Folder to write; must not exist
+) -> Path:
+    "Write `model.xml` and, with weights in fp16, `model.bin`, for `Predictor.load`."
+    need_openvino()
+    import openvino
+    onnx, out = Path(onnx), Path(out)
+    if not (onnx/"model.onnx").exists(): raise RunError(f"{onnx} holds no model.onnx. Export the model first.")
+    if out.exists(): raise RunError(f"{out} exists already. Name another folder, or delete it first.")
+    with atomic_path(out) as tmp:
+        tmp.mkdir(parents=True)
+        for f in onnx.iterdir():
+            if f.suffix != ".onnx": shutil.copy(f, tmp/f.name)
+        openvino.save_model(openvino.convert_model(str(onnx/"model.onnx")), str(tmp/"model.xml"), compress_to_fp16=True)
+    return out
+
+
+def load_openvino(
+    path # `model.xml` of `export_openvino`, its weights and tokenizer beside it
+) -> tuple:
+    "A function from a list of token ids to logits (texts x labels), and the tokenizer; it computes in bf16 where the chip multiplies it natively. Raises `RunError` for a damaged file."
+    need_openvino()
+    import openvino
+    from transformers import AutoTokenizer
+    try:
+        compiled = openvino.Core().compile_model(str(path), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16" if pick_precision("auto", "cpu") == "bf16" else "f32"})
+        if {i.any_name for i in compiled.inputs} != {"input_ids", "attention_mask"}: raise ValueError(f"its inputs are {', '.join(i.any_name for i in compiled.inputs)}, not input_ids and attention_mask")
+        tokenizer = AutoTokenizer.from_pretrained(Path(path).parent)
+    except Exception as e: raise RunError(f"{path} is no usable OpenVINO model ({type(e).__name__}: {str(e)[:200]}). Export it again.") from e
+    alone = threading.Lock() # the queue serves one caller at a time
+    queue = openvino.AsyncInferQueue(compiled)
+    def score(rows):
+        found = [None] * len(rows)
+        def keep(request, i): found[i] = request.get_output_tensor().data[0].copy()
+        with alone:
+            queue.set_callback(keep)
+            for i, r in enumerate(rows): queue.start_async(dict(input_ids=np.array([r]), attention_mask=np.ones((1, len(r)), dtype=np.int64)), i)
+            queue.wait_all()
+        return np.stack(found)
+    return score, tokenizer

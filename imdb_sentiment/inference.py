@@ -97,7 +97,7 @@ def combined(
     return found / total[:, None]
 
 
-BATCH_TOKENS = dict(onnx=512, cpu=2048, mps=8192, cuda=65536) # more at once was slower on a CPU: a batch's activations should stay in its cache
+BATCH_TOKENS = dict(onnx=512, openvino=65536, cpu=2048, mps=8192, cuda=65536) # more at once was slower on a CPU: a batch's activations should stay in its cache. OpenVINO gets many, and takes each alone
 
 
 class Predictor:
@@ -130,16 +130,17 @@ class Predictor:
             try: config = read_json(folder/"config.json")
             except ValueError as e: raise RunError(f"{folder}/config.json is damaged ({e}). Save the model again.") from e
         elif folder.exists() or str(model).startswith((".", "/", "~")): load_model(folder) # says what is wrong with the folder
-        onnx = next((folder/n for n in ("model.int8.onnx", "model.onnx") if (folder/n).exists()), None) if config and not (folder/"model.safetensors").exists() else None
-        if onnx:
-            from imdb_sentiment.deployment import load_onnx
-            score, tokenizer = load_onnx(onnx)
+        graph = next((folder/n for n in ("model.int8.onnx", "model.onnx", "model.xml") if (folder/n).exists()), None) if config and not (folder/"model.safetensors").exists() else None
+        kind = where if graph is None else "openvino" if graph.suffix == ".xml" else "onnx"
+        if graph:
+            from imdb_sentiment.deployment import load_onnx, load_openvino
+            score, tokenizer = (load_openvino if kind == "openvino" else load_onnx)(graph)
         elif config and config.get("model_type") == "transformer-classifier":
             loaded, tokenizer = load_model(folder, where)
             score = torch_scorer(loaded, tokenizer.pad_token_id, pick_precision("auto", where))
         else: return cls.of_any(model, where, **settings)
         labels = [name for _, name in sorted((int(i), name) for i, name in config["id2label"].items())]
-        mine = dict(batch_tokens=BATCH_TOKENS["onnx" if onnx else where], read_length=config["read_length"], truncation=config["truncation"], long_texts=config.get("long_texts", "cut"), abstain_below=config.get("abstain_below"))
+        mine = dict(batch_tokens=BATCH_TOKENS[kind], read_length=config["read_length"], truncation=config["truncation"], long_texts=config.get("long_texts", "cut"), abstain_below=config.get("abstain_below"))
         return cls(score, tokenizer, labels, **{**mine, **settings})
 
     @classmethod

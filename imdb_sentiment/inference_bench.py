@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .benchmarks import bench_folder, in_own_process, random_encoder, section, spread
 from .config import Config, PALETTE, RunError, house_style, make_config, need, pick_device, project_root, read_json, remove, save_figure, write_json
 from .data import load_split
-from .deployment import export_model, export_onnx, largest_difference, quantize
+from .deployment import export_model, export_onnx, export_openvino, largest_difference, quantize
 from .files import predict_file
 from .inference import Predictor
 from .model import load_model, make_model, save_model
@@ -23,8 +23,8 @@ from .pipeline import machine, package_versions
 from .training import peak_memory
 
 # %% ../nbs/09a_bench_inference.ipynb #24f215d8
-FORMS = dict(huggingface="model.safetensors", onnx="model.onnx", int8="model.int8.onnx")
-NAMES = {"huggingface": "Predictor, PyTorch", "onnx": "Predictor, ONNX", "int8": "Predictor, int8"}
+FORMS = dict(huggingface="model.safetensors", onnx="model.onnx", int8="model.int8.onnx", openvino="model.bin")
+NAMES = {"huggingface": "Predictor, PyTorch", "onnx": "Predictor, ONNX", "int8": "Predictor, int8", "openvino": "Predictor, OpenVINO"}
 PEER_BATCHES = (1, 4, 8, 32) # of the peer
 
 
@@ -35,7 +35,7 @@ def export_all(
     "Write the model in all forms; name to folder."
     folder = Path(folder)
     remove(folder)
-    export_model(model, folder/"huggingface"); export_onnx(model, folder/"onnx"); quantize(folder/"onnx", folder/"int8")
+    export_model(model, folder/"huggingface"); export_onnx(model, folder/"onnx"); quantize(folder/"onnx", folder/"int8"); export_openvino(folder/"onnx", folder/"openvino")
     return {form: folder/form for form in FORMS}
 
 
