@@ -444,7 +444,7 @@ def claims_table(
 STYLE = """:root{--fg:#1c2733;--bg:#fff;--dim:#5b6875;--line:#dde3e9;--accent:#0072B2;--soft:#f5f7f9}
 *{box-sizing:border-box}body{font:16px/1.6 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0}
 main{max-width:60rem;margin:0 auto;padding:1.5rem}h1{line-height:1.2;margin:.2em 0}h2{margin-top:2.5em;border-top:2px solid var(--line);padding-top:1em}
-nav a{margin-right:1em;white-space:nowrap}a{color:var(--accent)}img{max-width:100%;height:auto;display:block;margin:1em auto}
+nav{display:flex;flex-wrap:wrap;gap:.2em 1em}nav a{white-space:nowrap}a{color:var(--accent)}img{max-width:100%;height:auto;display:block;margin:1em auto}
 .scroll,.output_html,.jp-RenderedHTMLCommon,.jp-OutputArea-output{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-size:.9rem;margin:1em 0}th,td{border-bottom:1px solid var(--line);padding:.35em .8em;text-align:right;vertical-align:top}
 th{background:var(--soft)}td:first-child,th:first-child,.text td,.text th{text-align:left}.headline{font-size:2.4rem;font-weight:700;color:var(--accent)}.note{color:var(--dim)}
 .anchor-link{display:none}pre{overflow-x:auto;background:var(--soft);padding:.7em;font-size:.85rem}"""
