@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CODE_FILE', 'model_code', 'export_model', 'eval_results', 'model_card', 'push', 'need_onnx', 'LogitsOnly',
-           'export_onnx', 'load_onnx', 'largest_difference', 'quantize', 'need_openvino', 'export_openvino',
-           'load_openvino']
+           'export_onnx', 'padded_batch', 'load_onnx', 'largest_difference', 'quantize', 'need_openvino',
+           'export_openvino', 'token_groups', 'load_openvino']
 
 # %% ../nbs/07_deployment.ipynb #20bab073
 import ast, inspect, logging, shutil, threading, warnings
@@ -173,6 +173,18 @@ def export_onnx(
     return out
 
 
+def padded_batch(
+    rows, # Lists of token ids
+    length, # To fill each up to
+    pad_token_id
+) -> tuple:
+    "Token ids and attention_mask, as arrays."
+    ids = np.full((len(rows), length), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for i, r in enumerate(rows): ids[i, :len(r)], mask[i, :len(r)] = r, 1
+    return ids, mask
+
+
 def load_onnx(
     path # An ONNX file of `export_onnx` or `quantize`, its tokenizer beside it
 ) -> tuple:
@@ -186,9 +198,7 @@ def load_onnx(
         tokenizer = AutoTokenizer.from_pretrained(Path(path).parent)
     except Exception as e: raise RunError(f"{path} is no usable ONNX model ({type(e).__name__}: {str(e)[:200]}). Export it again.") from e
     def score(rows):
-        ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for i, r in enumerate(rows): ids[i, :len(r)], mask[i, :len(r)] = r, 1
+        ids, mask = padded_batch(rows, max(map(len, rows)), tokenizer.pad_token_id)
         return session.run(None, dict(input_ids=ids, attention_mask=mask))[0]
     return score, tokenizer
 
@@ -255,6 +265,22 @@ def export_openvino(
     return out
 
 
+def token_groups(
+    lengths, # Of the texts, in their order
+    most, # Length that no group is rounded up beyond
+    tokens=1024, # In a group; a longer text stands alone
+    step=16 # What a length is rounded up to a multiple of
+) -> list:
+    "Neighbours that are answered together: start, end and common length of each group."
+    groups = []
+    for i, n in enumerate(lengths):
+        n = max(n, min(-(-n // step) * step, most))
+        start, _, longest = groups[-1] if groups else (i, i, n)
+        if groups and max(longest, n) * (i + 1 - start) <= tokens: groups[-1] = (start, i + 1, max(longest, n))
+        else: groups.append((i, i + 1, n))
+    return groups
+
+
 def load_openvino(
     path # `model.xml` of `export_openvino`, its weights and tokenizer beside it
 ) -> tuple:
@@ -265,16 +291,19 @@ def load_openvino(
     try:
         compiled = openvino.Core().compile_model(str(path), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16" if pick_precision("auto", "cpu") == "bf16" else "f32"})
         if {i.any_name for i in compiled.inputs} != {"input_ids", "attention_mask"}: raise ValueError(f"its inputs are {', '.join(i.any_name for i in compiled.inputs)}, not input_ids and attention_mask")
-        tokenizer = AutoTokenizer.from_pretrained(Path(path).parent)
+        tokenizer, read_length = AutoTokenizer.from_pretrained(Path(path).parent), read_json(Path(path).parent/"config.json")["read_length"]
     except Exception as e: raise RunError(f"{path} is no usable OpenVINO model ({type(e).__name__}: {str(e)[:200]}). Export it again.") from e
     alone = threading.Lock() # the queue serves one caller at a time
     queue = openvino.AsyncInferQueue(compiled)
     def score(rows):
-        found = [None] * len(rows)
-        def keep(request, i): found[i] = request.get_output_tensor().data[0].copy()
+        groups = token_groups([len(r) for r in rows], read_length)
+        found = [None] * len(groups)
+        def keep(request, i): found[i] = request.get_output_tensor().data.copy()
         with alone:
             queue.set_callback(keep)
-            for i, r in enumerate(rows): queue.start_async(dict(input_ids=np.array([r]), attention_mask=np.ones((1, len(r)), dtype=np.int64)), i)
+            for i, (start, end, length) in enumerate(groups):
+                ids, mask = padded_batch(rows[start:end], length, tokenizer.pad_token_id)
+                queue.start_async(dict(input_ids=ids, attention_mask=mask), i)
             queue.wait_all()
-        return np.stack(found)
+        return np.concatenate(found)
     return score, tokenizer

@@ -97,7 +97,7 @@ def combined(
     return found / total[:, None]
 
 
-BATCH_TOKENS = dict(onnx=512, openvino=65536, cpu=2048, mps=8192, cuda=65536) # more at once was slower on a CPU: a batch's activations should stay in its cache. OpenVINO gets many, and takes each alone
+BATCH_TOKENS = dict(onnx=512, openvino=65536, cpu=2048, mps=8192, cuda=65536) # more at once was slower on a CPU: a batch's activations should stay in its cache. OpenVINO gets many, and groups them itself
 
 
 class Predictor:
