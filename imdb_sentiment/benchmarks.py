@@ -341,7 +341,7 @@ def kill_and_resume(
         where = dict(at_file=rng.randint(1, 6)) if killed % 2 == 0 else dict(seconds=rng.uniform(0.05, 0.6))
         try: in_own_process("train_until_killed", settings=settings, run=str(runs["killed"]), **where)
         except RunError as e:
-            if f"exit status {-signal.SIGKILL}" not in str(e): raise
+            if f"exit status {128 + signal.SIGKILL}" not in str(e): raise
             killed += 1; in_a_write += "at_file" in where
         else: raise RunError(f"The training ended after {killed} of {kills} kills. Give it more epochs.")
     in_own_process("train_until_killed", settings=settings, run=str(runs["killed"]))

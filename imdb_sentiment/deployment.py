@@ -122,7 +122,7 @@ def push(
     folder = Path(folder)
     files = [(f.name, f.stat().st_size) for f in sorted(folder.glob("*")) if f.is_file()]
     there = {name for name, _ in files}
-    if missing := {"README.md", "config.json"} - there: raise RunError(f"{folder} has no {' and no '.join(sorted(missing))}. Make it with `imdb-sentiment export --name ...`.")
+    if missing := {"README.md", "config.json"} - there: raise RunError(f"{folder} has no {' and no '.join(sorted(missing))}. Make it with `imdb-sentiment export --report NAME`.")
     ModelCard.load(folder/"README.md") # a card that the Hub would refuse
     for f in folder.glob("*.json"):
         if str(Path.home()) + "/" in f.read_text(encoding="utf-8"): raise RunError(f"{f} names a folder of this machine. Export the model again.")
