@@ -8,10 +8,10 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help report test lab export clean setup
+.PHONY: help report test lab export docs docs-serve clean setup
 
 help: ## List the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves)
 
@@ -20,7 +20,7 @@ $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq python3-venv; } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,serve,scale]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,onnx,openvino,serve,scale]'
 	@touch $@
 
 report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or best, ARGS="--set data=... --set backbone=..."
@@ -39,6 +39,12 @@ export: $(READY) ## Notebooks to library and README: run it after editing a note
 	nbdev_clean --fname nbs
 	imdb-sentiment readme
 
+docs: $(READY) ## Build the docs site in _site, offline; the first time it runs the examples, some minutes
+	@imdb-sentiment docs
+
+docs-serve: docs ## Build the site and show it at http://127.0.0.1:8001
+	python -m http.server 8001 --bind 127.0.0.1 --directory _site
+
 clean: ## Delete run folders, caches and the .venv; published reports stay
-	rm -rf runs .venv build dist *.egg-info .pytest_cache nbs/.ipynb_checkpoints
+	rm -rf runs _docs _site .venv build dist *.egg-info .pytest_cache nbs/.ipynb_checkpoints
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCHES', 'STYLE', '
            'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name',
            'report', 'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'run_bench',
            'bench_training', 'bench_inference', 'readme', 'main', 'answer_line', 'predict_command', 'score_command',
-           'export_command', 'push_command', 'serve_command']
+           'export_command', 'push_command', 'serve_command', 'docs_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -918,3 +918,13 @@ def serve_command(
         from imdb_sentiment.inference import Predictor
         disable_progress_bar()
         serve(Predictor.load(model, device), Path(model).name, host, port, os.environ.get("IMDB_SENTIMENT_API_KEY", ""), seconds)
+
+# %% ../nbs/08_pipeline.ipynb #5d0c5a02
+@app.command("docs")
+def docs_command(
+    out:str=typer.Option("_site", help="Folder for the site; what is there is replaced."),
+    quick:bool=typer.Option(False, "--quick", help="Do not run the examples that have no published output: for a look at the prose."),
+):
+    "Build the docs site from the notebooks, the published reports and nbs/site: offline, some minutes the first time."
+    from imdb_sentiment.site import build_site
+    with told_in_a_sentence(), orderly_exit(): print(build_site(out, not quick))

@@ -223,30 +223,34 @@ def reference_page(
     return "\n".join(lines)
 
 # %% ../nbs/10_site.ipynb #site0026
-KERNEL = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
+KERNEL = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python", pygments_lexer="ipython3"))
 
 
 def lay_out(
     root, # Of the project
     staging, # Folder to fill; what is there is replaced
+    examples:bool=True, # Run what has no published output; without it such cells are shown bare
     say=print # Where lines about the progress go
 ):
     "All sources of the site in one folder."
     root, staging = Path(root), Path(staging)
     notebooks, reports = root/"nbs", root/"reports"
-    for name in ("chapters", "reference", "extra", "reports"): remove(staging/name)
+    run = lambda notebook, name, where: executed(notebook, name, where, staging/"executed") if examples else notebook
+    for path in staging.glob("*"):
+        if path.name != "executed": remove(path)
     shutil.copytree(notebooks/"site", staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for module, chapter in chapter_of(notebooks).items():
         say(f"{chapter} ...")
-        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), published(chapter, reports), lambda n: executed(n, chapter, notebooks, staging/"executed"))
+        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), published(chapter, reports), lambda n: run(n, chapter, notebooks))
         page = nbformat.v4.new_notebook(cells=page_cells(notebook), metadata=KERNEL)
+        page.cells[0].source = page.cells[0].source.replace("# ", f"# {chapter.split('_')[0]} ", 1) # the order to read them in
         (staging/"chapters").mkdir(parents=True, exist_ok=True)
         nbformat.write(page, staging/"chapters"/f"{chapter}.ipynb")
         (staging/"reference").mkdir(exist_ok=True)
         (staging/"reference"/f"{module}.md").write_text(reference_page(module, chapter), encoding="utf-8")
     for path in sorted((notebooks/"site").glob("*.ipynb")):
         say(f"{path.stem} ...")
-        page = nbformat.v4.new_notebook(cells=page_cells(executed(nbformat.read(path, 4), path.stem, notebooks/"site", staging/"executed"), "reports"), metadata=KERNEL)
+        page = nbformat.v4.new_notebook(cells=page_cells(run(nbformat.read(path, 4), path.stem, path.parent), "reports"), metadata=KERNEL)
         nbformat.write(page, staging/path.name)
     for page in sorted(reports.glob("*/*.html")):
         (staging/"extra"/"reports"/page.parent.name).mkdir(parents=True, exist_ok=True)
@@ -261,6 +265,7 @@ def lay_out(
 
 def build_site(
     out="_site", # Folder to write as a whole
+    examples:bool=True, # As in `lay_out`
     say=print # Where lines about the progress go
 ) -> Path:
     "Build the docs site; its folder. Raises `RunError` with Sphinx's warnings if there are any."
@@ -268,7 +273,7 @@ def build_site(
     except ImportError as e: raise RunError(f"The site needs {e.name}. Install: pip install 'imdb_sentiment[docs]'.") from e
     root, out = project_root(), Path(out).resolve()
     staging = root/"_docs"
-    lay_out(root, staging, say)
+    lay_out(root, staging, examples, say)
     say("Sphinx ...")
     with atomic_path(out) as tmp:
         done = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", str(staging/".doctrees"), str(staging), str(tmp)], capture_output=True, text=True)
