@@ -13,6 +13,7 @@ exclude_patterns = ["home.md", "executed", "extra", ".doctrees", "**.tmp"]
 nb_execution_mode = "off"  # the outputs are there already
 nb_ipywidgets_js = {}  # nothing is loaded from other hosts
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # so that links in outputs are resolved
 nb_mime_priority_overrides = [("*", "text/plain", 100)]
 myst_enable_extensions = ["fieldlist", "deflist", "substitution", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
