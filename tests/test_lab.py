@@ -1,0 +1,89 @@
+"JupyterLab, driven in a real browser: chapters are opened, all cells run, nothing fails. LAB_CHAPTERS=all drives every chapter of the pipeline."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from shutil import which
+
+import pytest
+
+pytest.importorskip("jupyterlab")
+from imdb_sentiment.pipeline import CHAPTER_LIST  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
+ALL = [c.name for c in CHAPTER_LIST]
+CHAPTERS = ALL if os.environ.get("LAB_CHAPTERS") == "all" else ALL[:2]
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A copy, so that running and saving leaves the notebooks alone."
+    folder = tmp_path_factory.mktemp("lab")
+    for name in ("nbs", "imdb_sentiment"): shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "settings.ini", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(project):
+    "The address of a running JupyterLab."
+    log = project / "lab.log"
+    with open(log, "w") as out:
+        server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token=open", f"--notebook-dir={project / 'nbs'}"],
+                                  stdout=out, stderr=out, env={**os.environ, "PYTHONPATH": str(project), "TOKENIZERS_PARALLELISM": "false"}, cwd=project)
+    for _ in range(120):
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)/lab\?token", log.read_text()): break
+        time.sleep(0.5)
+    else: raise RuntimeError(log.read_text()[-2000:])
+    yield f"http://127.0.0.1:{found[1]}"
+    server.terminate()
+    server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium.new_page(viewport=dict(width=1280, height=900))
+        chromium.close()
+
+
+def run_all(page, lab, project, name, seconds=300):
+    "Open a chapter, choose Run All Cells from the menu, wait, save; the notebook as it was saved."
+    page.goto(f"{lab}/lab/tree/{name}.ipynb?token=open&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # in the status bar: the kernel is there
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    end, path = time.monotonic() + seconds, project / f"nbs/{name}.ipynb"
+    while time.monotonic() < end:
+        page.wait_for_timeout(1000)
+        if page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count():
+            page.keyboard.press("Control+s")
+            page.wait_for_timeout(500)
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            code = [c for c in saved["cells"] if c["cell_type"] == "code" and c["source"]]
+            failed = [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
+            assert not failed, (name, failed[0]["ename"], failed[0]["evalue"])
+            if all(c["execution_count"] for c in code): return saved
+    raise AssertionError(f"{name} did not end within {seconds} s")
+
+
+def test_chapters_run_in_the_browser(page, lab, project):
+    started, found = time.monotonic(), {}
+    for name in CHAPTERS:
+        begun = time.monotonic()
+        found[name] = run_all(page, lab, project, name)
+        print(f"{name}: {time.monotonic() - begun:.0f} s")
+        page.screenshot(path=project / f"{name}.png")
+    print(f"{len(CHAPTERS)} chapters: {time.monotonic() - started:.0f} s, screenshots in {project}")
+    pictures = [o for c in found["01_data"]["cells"] if c["cell_type"] == "code" for o in c["outputs"] if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 2
+    assert page.locator(".jp-RenderedImage img, .jp-RenderedHTMLCommon table").count()  # the page shows what the notebook holds
