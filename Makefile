@@ -8,10 +8,10 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help report lint test lab export clean setup
+.PHONY: help report lint test lab export docs docs-serve clean setup
 
 help: ## List the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves), and the git hooks
 	@test ! -e .git || ! command -v git >/dev/null || sh .githooks/install
@@ -45,6 +45,12 @@ export: $(READY) ## Notebooks to library and README: run it after editing a note
 	nbdev_clean --fname nbs
 	imdb-sentiment readme
 
+docs: $(READY) ## Build the docs site in _site, offline; the first time it runs the examples, some minutes
+	@imdb-sentiment docs
+
+docs-serve: docs ## Build the site and show it at http://127.0.0.1:8001
+	python -m http.server 8001 --bind 127.0.0.1 --directory _site
+
 clean: ## Delete run folders, caches and the .venv; published reports stay
-	rm -rf runs .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/.ipynb_checkpoints
+	rm -rf runs _docs _site .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/.ipynb_checkpoints
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'public_names', 'chapter_of', 'linked', 'link_to_report', 'executed', 'published', 'with_outputs',
-           'plot_docs', 'figure_text', 'page_cells', 'plain', 'parameter_lines', 'signature_of', 'entry',
+           'plot_docs', 'figure_text', 'defined_in', 'page_cells', 'plain', 'parameter_lines', 'signature_of', 'entry',
            'reference_page', 'lay_out', 'build_site']
 
 # %% ../nbs/10_site.ipynb #site0003
@@ -45,7 +45,7 @@ def linked(
     reports:str # Path from the page to the folder of the published pages
 ) -> str:
     "The text with names of the library as links into the reference, and links to files of the repository as links within the site."
-    known, parts = public_names(), re.split(r"(```.*?```|\[[^\]]*\]\([^)]*\)|^#.*?$)", text, flags=re.S | re.M)
+    known, parts = public_names(), re.split(r"(```.*?```|!?\[[^\]]*\]\([^)]*\)|^#.*?$)", text, flags=re.S | re.M)
     def name(m):
         found = m[1].split("(")[0].split(".")[0]
         sure = "_" in found or found != found.lower() or m[1].endswith("()")
@@ -136,6 +136,17 @@ def figure_text(
     return " ".join([f"{heading}:", *(drawn or ["a figure, described in the text beside it."])])
 
 
+def defined_in(
+    source:str # Of a cell without magic commands
+) -> list:
+    "Names of the functions, classes and constants that a cell defines."
+    found = []
+    for n in ast.parse(source).body:
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): found.append(n.name)
+        if isinstance(n, ast.Assign): found += [t.id for t in n.targets if isinstance(t, ast.Name)]
+    return found
+
+
 def page_cells(
     notebook, # From `with_outputs`
     reports:str="../reports" # Path from the page to the folder of the published pages
@@ -146,10 +157,8 @@ def page_cells(
         if c.cell_type == "markdown":
             if titles := re.findall(r"^#+ (.+)$", c.source, re.M): heading = titles[-1]
             cells.append(nbformat.v4.new_markdown_cell(linked(c.source, reports), id=c.id)); continue
-        if "#| default_exp" in c.source or re.search(r"^#\|\s*hide\b", c.source, re.M) or "injected-parameters" in c.metadata.get("tags", []): continue
-        try: names = [n.name for n in ast.parse(c.source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in known] if "#| export" in c.source else []
-        except SyntaxError: names = []
-        if names: cells.append(nbformat.v4.new_markdown_cell("".join(f'<span id="def-{n}"></span>' for n in names), id=f"{c.id}-at"))
+        if re.search(r"^#\|\s*(hide|default_exp)\b", c.source, re.M) or "injected-parameters" in c.metadata.get("tags", []): continue
+        if names := [n for n in defined_in(c.source) if n in known] if "#| export" in c.source else []: cells.append(nbformat.v4.new_markdown_cell("".join(f'<span id="def-{n}"></span>' for n in names), id=f"{c.id}-at"))
         page = nbformat.v4.new_code_cell(re.sub(r"^#\|.*\n?", "", c.source, flags=re.M), id=c.id, outputs=c.outputs)
         for o in page.outputs: o.get("metadata", {}).pop("image/png", None)
         page.metadata = dict(mystnb=dict(image=dict(alt=figure_text(c.source, heading), align="center")), tags=["remove-input"] if "#| echo: false" in c.source else [])
@@ -219,36 +228,40 @@ def reference_page(
     lines = [f"# imdb_sentiment.{module}", "", f"{plain((found.__doc__ or '').strip())}", "", f"Written in [{chapter}](../chapters/{chapter}.ipynb).", "", f"```{{py:currentmodule}} imdb_sentiment.{module}", "```", ""]
     for name in found.__all__:
         if public_names()[name] != module: continue # it lives elsewhere
-        lines.append(entry(f"imdb_sentiment.{module}.{name}", getattr(found, name), f'<a class="source" href="../chapters/{chapter}.html#def-{name}">source</a>'))
+        lines.append(entry(name, getattr(found, name), f'<a class="source" href="../chapters/{chapter}.html#def-{name}">source</a>'))
     return "\n".join(lines)
 
 # %% ../nbs/10_site.ipynb #site0026
-KERNEL = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
+KERNEL = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python", pygments_lexer="ipython3"))
 
 
 def lay_out(
     root, # Of the project
     staging, # Folder to fill; what is there is replaced
+    examples:bool=True, # Run what has no published output; without it such cells are shown bare
     say=print # Where lines about the progress go
 ):
     "All sources of the site in one folder."
     root, staging = Path(root), Path(staging)
     notebooks, reports = root/"nbs", root/"reports"
-    for name in ("chapters", "reference", "extra", "reports"): remove(staging/name)
+    run = lambda notebook, name, where: executed(notebook, name, where, staging/"executed") if examples else notebook
+    for path in staging.glob("*"):
+        if path.name != "executed": remove(path)
     shutil.copytree(notebooks/"site", staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for module, chapter in chapter_of(notebooks).items():
         say(f"{chapter} ...")
-        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), published(chapter, reports), lambda n: executed(n, chapter, notebooks, staging/"executed"))
+        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), published(chapter, reports), lambda n: run(n, chapter, notebooks))
         page = nbformat.v4.new_notebook(cells=page_cells(notebook), metadata=KERNEL)
+        page.cells[0].source = page.cells[0].source.replace("# ", f"# {chapter.split('_')[0]} ", 1) # the order to read them in
         (staging/"chapters").mkdir(parents=True, exist_ok=True)
         nbformat.write(page, staging/"chapters"/f"{chapter}.ipynb")
         (staging/"reference").mkdir(exist_ok=True)
         (staging/"reference"/f"{module}.md").write_text(reference_page(module, chapter), encoding="utf-8")
     for path in sorted((notebooks/"site").glob("*.ipynb")):
         say(f"{path.stem} ...")
-        page = nbformat.v4.new_notebook(cells=page_cells(executed(nbformat.read(path, 4), path.stem, notebooks/"site", staging/"executed"), "reports"), metadata=KERNEL)
+        page = nbformat.v4.new_notebook(cells=page_cells(run(nbformat.read(path, 4), path.stem, path.parent), "reports"), metadata=KERNEL)
         nbformat.write(page, staging/path.name)
-    for page in sorted(reports.glob("*/*.html")):
+    for page in sorted(p for p in reports.glob("*/*.html") if not p.parent.name.startswith("demo")):
         (staging/"extra"/"reports"/page.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(page, staging/"extra"/"reports"/page.parent.name/page.name)
     for figures in sorted(reports.glob("*/figures")): shutil.copytree(figures, staging/"reports"/figures.parent.name/"figures")
@@ -261,6 +274,7 @@ def lay_out(
 
 def build_site(
     out="_site", # Folder to write as a whole
+    examples:bool=True, # As in `lay_out`
     say=print # Where lines about the progress go
 ) -> Path:
     "Build the docs site; its folder. Raises `RunError` with Sphinx's warnings if there are any."
@@ -268,7 +282,7 @@ def build_site(
     except ImportError as e: raise RunError(f"The site needs {e.name}. Install: pip install 'imdb_sentiment[docs]'.") from e
     root, out = project_root(), Path(out).resolve()
     staging = root/"_docs"
-    lay_out(root, staging, say)
+    lay_out(root, staging, examples, say)
     say("Sphinx ...")
     with atomic_path(out) as tmp:
         done = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", str(staging/".doctrees"), str(staging), str(tmp)], capture_output=True, text=True)

@@ -118,7 +118,7 @@ print(found.exit_code, found.output)
     assert re.match(r"0 (bad|good) \d", done.stdout)
 
 
-@pytest.mark.parametrize("command", [["report"], ["readme"], ["bench", "training"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["report"], ["readme"], ["bench", "training"], ["docs"]], ids=" ".join)
 def test_command_names_the_extra_that_is_missing(command, tmp_path):
     done = without(JUPYTER, f"import sys; sys.argv[1:] = {command + (['--run-dir', str(tmp_path / 'run')] if command == ['report'] else [])!r}\nfrom imdb_sentiment.pipeline import main; main()")
     assert done.returncode == 1 and "Install: pip install 'imdb_sentiment[pipeline]'" in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
