@@ -8,25 +8,31 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help report test lab export docs docs-serve clean setup
+.PHONY: help report lint test lab export docs docs-serve clean setup
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
-setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves)
+setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves), and the git hooks
+	@test ! -e .git || ! command -v git >/dev/null || sh .githooks/install
 
 $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found. Install one, or say which: make setup PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq python3-venv; } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,onnx,openvino,serve,scale]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,pipeline,onnx,openvino,serve,scale]'
 	@touch $@
 
 report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or best, ARGS="--set data=... --set backbone=..."
 	@imdb-sentiment report --preset $(PRESET) $(ARGS)
 
-test: $(READY) ## Every check: notebooks in sync and clean, their asserts, pytest, the demo report end to end
+lint: $(READY) ## The quick checks, seconds: ruff on library, notebooks and tests, codespell, mypy on the library
+	ruff check -q
+	codespell
+	mypy --no-error-summary
+
+test: lint ## Every check: lint, notebooks in sync and clean, their asserts, pytest, the demo report end to end
 	@command -v chromium >/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq chromium; } >/dev/null 2>&1 || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium"
 	nbdev_test --n_workers 2
 	python -m pytest -q tests
@@ -46,5 +52,5 @@ docs-serve: docs ## Build the site and show it at http://127.0.0.1:8001
 	python -m http.server 8001 --bind 127.0.0.1 --directory _site
 
 clean: ## Delete run folders, caches and the .venv; published reports stay
-	rm -rf runs _docs _site .venv build dist *.egg-info .pytest_cache nbs/.ipynb_checkpoints
+	rm -rf runs _docs _site .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/.ipynb_checkpoints
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ __all__ = ['MEASURES', 'in_own_process', 'spread', 'EpochClock', 'make_trainer',
            'plot_growth']
 
 # %% ../nbs/09_benchmarks.ipynb #dd314282
-import gc, json, math, os, random, signal, subprocess, sys, tempfile, threading, time
+import gc, json, os, random, signal, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
 import numpy as np, torch
@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, Tra
 from transformers.utils import logging as hf_logging
 
 from . import training
-from .config import Config, PALETTE, RunError, atomic_path, house_style, open_run, project_root, read_json, remove, save_figure, write_json
-from .data import load_split, load_tokenizer, prepare_split, tokenize_reviews
+from .config import Config, PALETTE, RunError, atomic_path, house_style, open_run, project_root, read_json, save_figure, write_json
+from .data import load_split, load_tokenizer, prepare_split
 from .model import build_encoder, load_model, make_model
 from .pipeline import machine, package_versions
 from .training import TrainingJob, load_file, peak_memory, predict_logits, synchronize, train, train_epoch, try_batches
@@ -30,14 +30,14 @@ from .training import TrainingJob, load_file, peak_memory, predict_logits, synch
 # %% ../nbs/09_benchmarks.ipynb #4f1ae25f
 def in_own_process(
     function:str, # Name of a function
-    env:dict={}, # Environment variables to add
+    env:dict=None, # Environment variables to add
     module:str="benchmarks", # Of this library, with the function
     **arguments # For the function; JSON values
 ):
     "What the function returns, run in a new Python process. Raises `RunError` with the end of its output if it fails."
     code = "import json, sys; from importlib import import_module; print(json.dumps(getattr(import_module('imdb_sentiment.' + sys.argv[1]), sys.argv[2])(**json.loads(sys.stdin.read()))))"
     between = ["sh", "-c", '"$@"; exit $?', "sh"] # a child counts its parent's memory into its own peak until it has a parent as small as this one
-    done = subprocess.run([*between, sys.executable, "-c", code, module, function], input=json.dumps(arguments), capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **env})
+    done = subprocess.run([*between, sys.executable, "-c", code, module, function], input=json.dumps(arguments), capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **(env or {})})
     if done.returncode: raise RunError(f"{function} failed (exit status {done.returncode}):\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 

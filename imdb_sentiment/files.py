@@ -63,7 +63,7 @@ def csv_rows(
     following = lambda: ahead.popleft() if ahead else next(lines, None)
     while first := following():
         number, text, fault = first
-        record, size = [first], len(text)
+        record, size, fields = [first], len(text), []
         while not fault and sum(t.count('"') for _, t, _ in record) % 2: # a field is still open
             more = following() if len(record) < MOST_LINES and size < MOST_BYTES else None
             if more is None or more[2]:
@@ -151,7 +151,7 @@ def judge(
     rows:list, # Of `Row`
     text_column:str="text",
     unit:str="line" # What a row's number counts: `line` or `row`
-) -> tuple:
+) -> tuple[list, list]:
     "The rows with answers, as dicts, and the rejected ones, each with its number, the reason and what stood there."
     good, rejected, added = [], [], answer_columns(predictor)
     for row in rows:

@@ -7,13 +7,13 @@ __all__ = ['FORMS', 'NAMES', 'PEER_BATCHES', 'export_all', 'peer', 'our_predicto
            'by_batch', 'accuracy_in', 'drop', 'ask_all', 'serve_load', 'many_rows', 'gpu_share', 'plot_ways']
 
 # %% ../nbs/09a_bench_inference.ipynb #2a5bcca6
-import asyncio, os, subprocess, sys, tempfile, time, warnings
+import asyncio, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
 from .benchmarks import bench_folder, in_own_process, random_encoder, section, spread
-from .config import Config, PALETTE, RunError, house_style, make_config, need, pick_device, project_root, read_json, remove, save_figure, write_json
+from .config import Config, PALETTE, RunError, house_style, need, pick_device, project_root, read_json, remove, save_figure, write_json
 from .data import load_split
 from .deployment import export_model, export_onnx, export_openvino, largest_difference, quantize
 from .files import predict_file

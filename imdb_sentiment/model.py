@@ -9,7 +9,7 @@ __all__ = ['CHUNK_SCORES', 'DROPOUT_NAMES', 'mean_pool', 'keep_mask', 'FastDropo
            'load_model', 'update_model_config']
 
 # %% ../nbs/02_model.ipynb #ef504e0c
-import math, warnings
+import math
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as hf_logging
 
-from .config import Config, RunError, atomic_path, chapter_run, need, pick_device, read_json, seed_everything, write_json
+from .config import Config, RunError, atomic_path, chapter_run, read_json, seed_everything, write_json
 
 # %% ../nbs/02_model.ipynb #26c1d791
 def mean_pool(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCHES', 'STYLE', 'SECTIONS', 'BELIEVE_PAGE', 'app', 'bench_app',
            'Chapter', 'code_cells', 'names_used', 'file_hash', 'source_stamp', 'fingerprint', 'is_current',
-           'chapter_records', 'Watch', 'orderly_exit', 'environment', 'local_kernel', 'run_chapter', 'locked',
-           'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'data_name',
+           'chapter_records', 'Watch', 'orderly_exit', 'environment', 'need_pipeline', 'local_kernel', 'run_chapter',
+           'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'data_name',
            'collect_metrics', 'publishable', 'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table',
            'chapter_html', 'title_of', 'page_html', 'headline', 'report_html', 'believe_html', 'load_reports',
            'over_seeds', 'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths',
@@ -20,13 +20,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat, psutil, typer
+import psutil, typer
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .config import (Config, PRESETS, RunError, SettingError, atomic_path, code_fingerprint, config_differences, make_config, open_run, pick_device, parse_overrides,
+from .config import (Config, RunError, SettingError, atomic_path, code_fingerprint, config_differences, make_config, open_run, pick_device, parse_overrides,
                                    project_root, read_json, recover, remove, settings_until, write_json)
 
 # %% ../nbs/08_pipeline.ipynb #570aa9a0
@@ -110,6 +111,7 @@ def fingerprint(
     notebooks # Folder of the notebooks
 ) -> str:
     "A hash of everything that the chapter's result depends on."
+    import nbformat
     cells = code_cells(nbformat.read(Path(notebooks)/f"{chapter.name}.ipynb", 4))
     settings = {k: source_stamp(v) if k in PLACES else v for k, v in settings_until(cfg, chapter.settings).items()}
     files = [p for f in chapter.reads for p in sorted(Path(run).glob(f)) or [Path(run)/f]]
@@ -190,6 +192,11 @@ def environment(
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
 
+def need_pipeline():
+    "Raise `RunError` if the extra is not installed."
+    if missing := [m for m in ("nbformat", "nbclient", "nbconvert", "ipykernel", "papermill") if not find_spec(m)]: raise RunError(f"Running and publishing notebooks needs {' and '.join(missing)}. Install: pip install 'imdb_sentiment[pipeline]'.")
+
+
 def local_kernel():
     "A kernel manager whose kernels talk over files and not over ports, so that nobody else on the machine can listen, and are interrupted before they end."
     from jupyter_client.manager import AsyncKernelManager
@@ -267,6 +274,7 @@ def run_pipeline(
     "Bring all chapters of a run up to date; the names of those that ran."
     cfg, run, notebooks = make_config(preset, **overrides), Path(run).resolve(), project_root()/"nbs"
     if not (notebooks/"01_data.ipynb").exists(): raise RunError(f"There are no notebooks in {notebooks}. Run this inside a clone of the project, whose nbs/ are the pipeline.")
+    need_pipeline()
     if not run.exists(): open_run(cfg, run)
     ran = []
     with locked(run), orderly_exit():
@@ -347,6 +355,7 @@ def publishable(
     secrets:dict # Text to replace, such as absolute paths
 ):
     "The executed notebook with present prose and without local paths and kernel noise."
+    import nbformat
     prose = {c.id: c.source for c in current.cells}
     for cell in executed.cells:
         cell.source = prose.get(cell.id, cell.source)
@@ -378,6 +387,7 @@ def publish(
     reports # Folder of the reports
 ) -> Path:
     "Write `reports/<name>` as a whole; its path."
+    import nbformat
     run, target = Path(run), Path(reports)/name
     metrics, secrets, chapters = collect_metrics(name, preset, cfg, run), local_paths(cfg, run), {}
     recover(target)
@@ -405,6 +415,7 @@ def publish_bench(
     target # Folder in `reports` to write as a whole
 ):
     "Publish the bench's numbers, figures and executed notebook."
+    import nbformat
     source, name = project_root()/"nbs", f"{BENCHES[what].name}.ipynb"
     notebook = publishable(nbformat.read(Path(run)/"chapters"/name, 4), nbformat.read(source/name, 4), local_paths(cfg, run))
     recover(target)
@@ -467,6 +478,7 @@ def chapter_html(
     name:str # For the headings
 ) -> str:
     "The last section of a chapter as HTML: prose, tables and figures without code."
+    import nbformat
     from nbconvert import HTMLExporter
     start = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "markdown" and c.source.startswith("## Run this chapter"))
     cells = [c for c in notebook.cells[start:] if not {"parameters", "injected-parameters"} & set(c.metadata.get("tags", []))]
@@ -574,6 +586,8 @@ def render_readme(
     notebooks=None # Folder of the notebooks; the project's if not given
 ) -> str:
     "The text of README.md: `index.ipynb`, executed, as Markdown without its code for making tables."
+    need_pipeline()
+    import nbformat
     from nbclient import NotebookClient
     from nbconvert import MarkdownExporter
     folder = Path(notebooks or project_root()/"nbs")
@@ -602,10 +616,10 @@ def told_in_a_sentence():
     try: yield
     except KeyboardInterrupt as e: # `Stopped` says what was saved
         print(f"imdb-sentiment: {e or 'stopped'}", file=sys.stderr)
-        raise typer.Exit(130)
+        raise typer.Exit(130) from None
     except (RuntimeError, OSError, ValueError) as e: # `RunError`, `SettingError`, `TrainingError`, `DataError` are among them
         print(f"imdb-sentiment: {e}", file=sys.stderr)
-        raise typer.Exit(1)
+        raise typer.Exit(1) from None
 
 
 def absolute_paths(
@@ -757,6 +771,7 @@ def run_bench(
     **parameters # Of its notebook
 ):
     "Run a bench's notebook and publish what it found."
+    need_pipeline()
     root = project_root()
     run = root/"runs"/f"bench-{what}"
     run.mkdir(parents=True, exist_ok=True)
@@ -800,7 +815,7 @@ def bench_inference(
 @app.command()
 def readme():
     "Render README.md from nbs/index.ipynb."
-    with atomic_path(project_root()/"README.md") as tmp: tmp.write_text(render_readme(), encoding="utf-8")
+    with told_in_a_sentence(), atomic_path(project_root()/"README.md") as tmp: tmp.write_text(render_readme(), encoding="utf-8")
 
 
 def main():
@@ -929,5 +944,7 @@ def docs_command(
     quick:bool=typer.Option(False, "--quick", help="Do not run the examples that have no published output: for a look at the prose."),
 ):
     "Build the docs site from the notebooks, the published reports and nbs/site: offline, some minutes the first time."
-    from imdb_sentiment.site import build_site
-    with told_in_a_sentence(), orderly_exit(): print(build_site(out, not quick))
+    with told_in_a_sentence(), orderly_exit():
+        need_pipeline()
+        from imdb_sentiment.site import build_site
+        print(build_site(out, not quick))

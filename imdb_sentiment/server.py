@@ -93,7 +93,7 @@ class BodyLimit:
         async def limited():
             nonlocal read
             try: message = await asyncio.wait_for(receive(), None if until is None else max(until - time.monotonic(), 0.001))
-            except (asyncio.TimeoutError, TimeoutError): raise HTTPException(408, f"The body did not arrive within {self.seconds:g} seconds.", {"connection": "close"})
+            except (asyncio.TimeoutError, TimeoutError): raise HTTPException(408, f"The body did not arrive within {self.seconds:g} seconds.", {"connection": "close"}) from None
             read += len(message.get("body", b""))
             if read > self.most_bytes: raise HTTPException(413, too_large, {"connection": "close"})
             if not message.get("more_body"): done()
@@ -125,7 +125,7 @@ def make_app(
     from fastapi.responses import HTMLResponse, JSONResponse, Response
     from fastapi.security import APIKeyHeader
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-    from pydantic import BaseModel, ConfigDict, Field, create_model
+    from pydantic import BaseModel, ConfigDict, Field
 
     registry = CollectorRegistry()
     requests = Counter("requests", "Requests to /predict by status", ["status"], registry=registry)
@@ -191,13 +191,13 @@ def make_app(
             texts, found = [ask.texts] if isinstance(ask.texts, str) else ask.texts, []
             for i, t in enumerate(texts):
                 try: found.append(as_text(t))
-                except InputError as e: raise HTTPException(422, f"texts, number {i} (counted from 0): {e}.")
+                except InputError as e: raise HTTPException(422, f"texts, number {i} (counted from 0): {e}.") from None
             futures = []
             try:
                 futures = batcher.submit(found, ask.explain)
                 answers = await asyncio.wait_for(asyncio.gather(*map(asyncio.wrap_future, futures)), seconds)
-            except Busy as e: raise HTTPException(503, f"The server is busy: {e}. Try again in a second.", {"Retry-After": "1"})
-            except (asyncio.TimeoutError, TimeoutError): raise HTTPException(504, f"No answer within {seconds:g} seconds. Send fewer or shorter texts.")
+            except Busy as e: raise HTTPException(503, f"The server is busy: {e}. Try again in a second.", {"Retry-After": "1"}) from None
+            except (asyncio.TimeoutError, TimeoutError): raise HTTPException(504, f"No answer within {seconds:g} seconds. Send fewer or shorter texts.") from None
             if ask.explain: predictions = [dict(asdict(a["prediction"]), explanation=dict(text=a["text"], pieces=a["pieces"])) for a in answers]
             else: predictions = [asdict(a) for a in answers]
             requests.labels("200").inc()
