@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KERNEL', 'public_names', 'chapter_of', 'linked', 'link_to_report', 'executed', 'published', 'with_outputs',
            'plot_docs', 'figure_text', 'defined_in', 'page_cells', 'plain', 'parameter_lines', 'signature_of', 'entry',
-           'reference_page', 'lay_out', 'build_site']
+           'reference_page', 'notebook_links', 'lay_out', 'build_site']
 
 # %% ../nbs/10_site.ipynb #site0003
 import ast, copy, hashlib, html, inspect, json, re, shutil, subprocess, sys
+from configparser import ConfigParser
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -232,6 +233,17 @@ def reference_page(
     return "\n".join(lines)
 
 # %% ../nbs/10_site.ipynb #site0026
+def notebook_links(
+    root, # Of the project
+    path:str # Of a notebook in it
+) -> str:
+    "Links to the notebook on GitHub and to a copy of it that runs on Google Colab."
+    config = ConfigParser(delimiters=["="])
+    config.read(Path(root)/"settings.ini", encoding="utf-8")
+    where = f"{config['DEFAULT']['git_url'].removeprefix('https://github.com')}/blob/{config['DEFAULT']['branch']}/{path}"
+    return f"[Open in Colab](https://colab.research.google.com/github{where}) | [Notebook on GitHub](https://github.com{where})"
+
+
 KERNEL = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python", pygments_lexer="ipython3"))
 
 
@@ -253,6 +265,7 @@ def lay_out(
         notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), published(chapter, reports), lambda n: run(n, chapter, notebooks))
         page = nbformat.v4.new_notebook(cells=page_cells(notebook), metadata=KERNEL)
         page.cells[0].source = page.cells[0].source.replace("# ", f"# {chapter.split('_')[0]} ", 1) # the order to read them in
+        page.cells.insert(1, nbformat.v4.new_markdown_cell(notebook_links(root, f"nbs/{chapter}.ipynb"), id="links"))
         (staging/"chapters").mkdir(parents=True, exist_ok=True)
         nbformat.write(page, staging/"chapters"/f"{chapter}.ipynb")
         (staging/"reference").mkdir(exist_ok=True)
@@ -265,11 +278,10 @@ def lay_out(
         (staging/"extra"/"reports"/page.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(page, staging/"extra"/"reports"/page.parent.name/page.name)
     for figures in sorted(reports.glob("*/figures")): shutil.copytree(figures, staging/"reports"/figures.parent.name/"figures")
-    home = re.sub(r"^<!--.*?-->\n", "", (root/"README.md").read_text(encoding="utf-8")).replace("](nbs/", "](chapters/")
-    (staging/"home.md").write_text(linked(home, "reports"), encoding="utf-8")
+    for name, page in (("README", "home"), ("CHANGELOG", "changelog"), ("CONTRIBUTING", "contributing")):
+        text = re.sub(r"^<!--.*?-->\n", "", (root/f"{name}.md").read_text(encoding="utf-8")).replace("](nbs/", "](chapters/")
+        (staging/f"{page}.md").write_text(linked(text, "reports"), encoding="utf-8")
     write_json(staging/"numbers.json", {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in sorted(reports.glob("*/metrics.json")) if not p.parent.name.startswith("demo")})
-    changelog = (root/"CHANGELOG.md").read_text(encoding="utf-8") if (root/"CHANGELOG.md").exists() else "# Changelog\n"
-    (staging/"changelog.md").write_text(changelog, encoding="utf-8")
 
 
 def build_site(
