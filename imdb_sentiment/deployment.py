@@ -68,13 +68,13 @@ def model_card(
 ) -> str:
     "README.md for the exported folder, its results read from the report."
     a, c, s = m["accuracy"], m["calibration"], m["selective"]
+    films, names = about_films(m["data_name"]), m["settings"]["label_names"]
     seeds = f" Over {m['seeds']['n']} seeds: {m['seeds']['mean']:.2%} ± {100 * m['seeds']['sd']:.2f}." if m["seeds"]["n"] > 1 else ""
     imdb = m["data_name"] == "IMDb reviews"
     base = m["encoder"]["backbone"]
     licence = "Code and head: Apache-2.0. " + ("The encoder all-MiniLM-L6-v2 is Apache-2.0. " if "MiniLM" in base else f"The encoder {base} comes under its own licence. " if base != "tiny" else "") + ("The reviews are those of the Large Movie Review Dataset (Maas et al. 2011), published for research; no licence is stated for them." if imdb else "")
     hub = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2", "distilbert-base-uncased": "distilbert/distilbert-base-uncased"}
     data = ModelCardData(language="en" if films else None, license="apache-2.0", library_name="transformers", pipeline_tag="text-classification", tags=["sentiment"] if films else None, base_model=hub.get(base), datasets=["stanfordnlp/imdb"] if imdb else None, metrics=["accuracy", "f1"], model_name=name, eval_results=eval_results(m))
-    films, names = about_films(m["data_name"]), m["settings"]["label_names"]
     use = ("Whole English reviews of films, one at a time or many. It knows two answers only: a neutral or mixed text gets one of them, with a low probability at best. It was not tried on other languages, and on other domains as far as the table says." if films else
            f"Texts like those in {m['data_name']}, one at a time or many. It knows {len(names)} answers only: a text that fits none of them gets one of them, with a low probability at best. It was not tried on other texts or languages{' except those in the table' if any('value' in v for v in m['robustness'].values()) else ''}.")
     errs = "It errs most where a review turns (`but`, irony, a plot told at length); the report lists these cases with counts." if films else "The report lists, with counts, in which texts it errs most."
