@@ -126,11 +126,11 @@ def plot_reliability(
     "Accuracy against confidence in groups of equal size, and below it where the groups lie."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(tables), figsize=(4.8 * len(tables), 4.2), squeeze=False, sharex=True, sharey=True)
+    start = min(50, *(10 * np.floor(10 * t.confidence.min()) for t in tables.values())) # below one half only with more than two labels
     for ax, (title, t) in zip(axes[0], tables.items()):
-        start = min(50, 10 * np.floor(10 * t.confidence.min()))
         ax.plot([start, 100], [start, 100], "--", color=PALETTE["dim"], label="right as often as it says")
         ax.errorbar(100 * t.confidence, 100 * t.accuracy, [100 * (t.accuracy - t.ci_low), 100 * (t.ci_high - t.accuracy)], fmt="o", color=PALETTE["pos"], capsize=3, label=f"groups of {t.reviews.iloc[0]:,} reviews")
-        ax.set(title=title, xlabel="mean confidence (%)"); ax.legend(loc="upper left", fontsize=9)
+        ax.set(title=title, xlabel="mean confidence (%)"); ax.legend(loc="upper left" if start == 50 else "lower right", fontsize=9)
     axes[0][0].set(ylabel="accuracy (%), 95% interval")
     return fig
 
