@@ -301,7 +301,7 @@ def strength_sentences(
         even = abs(fn - fp) < 1.96 * np.sqrt(fn + fp)
         (strengths if even else limits).append(f"{kinds}: {'no more different than chance makes them' if even else 'it leans towards ' + (second if fp > fn else first) + ' answers'}.")
     elif len(kinds := confusion_pairs(evaluation["confusion"], names).query("reviews > 0")):
-        limits.append("Most often confused: " + "; ".join(f"{r.label} taken for {r.answer}, {r.reviews:,} reviews ({r.share:.0%} of that label)" for r in kinds.head(3).itertuples()) + ".")
+        limits.append("Most often confused: " + "; ".join(f"{r.label} taken for {r.answer}, {r.reviews:,} review{'s' * (r.reviews != 1)} ({r.share:.0%} of that label)" for r in kinds.head(3).itertuples()) + ".")
     for name, t in slices.items():
         t = t[t.reviews >= 30]
         if len(t) < 2: continue

@@ -751,4 +751,5 @@ def notable_reviews(
     vectors = TfidfVectorizer(min_df=2, sublinear_tf=True).fit_transform(reviews.text.map(clean_text))
     nearness = pd.Series(np.asarray(vectors @ vectors.mean(0).T).ravel(), index=reviews.index)
     kinds = {"shortest": reviews.words.nsmallest(n), "longest": reviews.words.nlargest(n), "most ordinary": nearness.nlargest(n)}
-    return pd.concat([reviews.loc[found.index, ["id", "words", "rating", "text"]].assign(kind=kind) for kind, found in kinds.items()]).set_index(["kind", "id"])
+    columns = ["id", "words", *(["rating"] if reviews.rating.notna().any() else []), "text"]
+    return pd.concat([reviews.loc[found.index, columns].assign(kind=kind) for kind, found in kinds.items()]).set_index(["kind", "id"])
