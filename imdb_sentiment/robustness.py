@@ -297,7 +297,6 @@ def perturbation_scores(
 ) -> pd.DataFrame:
     "For each change that changes any: reviews that it changed, accuracy on them before and after, share of answers that flipped, and the mean change of the label's probability."
     labels, before, rows = reviews.label.to_numpy(), ask(reviews.text.tolist()), {}
-    of_label = lambda p: p[np.arange(len(p)), labels]
     for name, change in changes.items():
         rng = random.Random(seed)
         texts = [change(clean_text(t), rng) for t in reviews.text]
@@ -305,7 +304,9 @@ def perturbation_scores(
         if not changed.any(): continue
         after = before.copy()
         after[changed] = ask([t for t, c in zip(texts, changed) if c])
-        toward = (of_label(after) - of_label(before))[changed]
+        moved = after - before
+        if moved.shape[1] == 2: moved[:, 0] = -moved[:, 1] # without the rounding of 1 - p
+        toward = moved[np.arange(len(moved)), labels][changed]
         right = lambda p: (p.argmax(1) == labels)[changed]
         flipped = share_with_interval((after.argmax(1) != before.argmax(1))[changed])
         rows[name] = dict(reviews=int(changed.sum()), accuracy_before=right(before).mean(), accuracy_after=right(after).mean(), flipped=flipped["accuracy"], ci_low=flipped["ci_low"], ci_high=flipped["ci_high"], change_of_probability=toward.mean())
