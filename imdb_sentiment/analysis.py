@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAITS', 'with_outcome', 'slices_by', 'length_groups', 'plot_slices', 'trait_columns', 'error_traits', 'shorten',
-           'confident_errors', 'word_columns', 'leaf_rules', 'found_slices', 'worst_slices', 'unseen_chances',
-           'label_suspects', 'pooled_vectors', 'separability', 'plot_representations', 'learning_sentences',
-           'strength_sentences']
+           'confident_errors', 'confusion_pairs', 'word_columns', 'leaf_rules', 'found_slices', 'worst_slices',
+           'unseen_chances', 'label_suspects', 'pooled_vectors', 'separability', 'plot_representations',
+           'learning_sentences', 'strength_sentences']
 
 # %% ../nbs/05_analysis.ipynb #78886fe2
 from pathlib import Path
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from .calibration import share_with_interval
-from .config import Config, PALETTE, chapter_run, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
-from .data import balanced_sample, clean_text, collate, load_split, text_key, tokenize_reviews
-from .evaluation import lower_clean
+from .config import Config, PALETTE, about_films, chapter_run, class_colours, data_name, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
+from .data import balanced_sample, clean_text, collate, load_split, text_key, tokenize_reviews, with_labels
+from .evaluation import chances_in, lower_clean
 from .model import load_model, make_model
 
 # %% ../nbs/05_analysis.ipynb #74e393c6
@@ -26,8 +26,8 @@ def with_outcome(
     "The test reviews with text, lengths, answer (`answer`), probability of the answer (`confidence`) and whether it is right (`right`)."
     reviews, lengths = load_split(run)[["id", "text"]], pd.read_parquet(need(run, "lengths.parquet", "01_data"))
     table = pd.read_parquet(need(run, "predictions.parquet", "04_evaluation")).merge(reviews, on="id", validate="1:1").merge(lengths, on="id", validate="1:1")
-    answer = (table.prob_pos > 0.5).astype(int)
-    return table.assign(answer=answer, confidence=np.where(answer == 1, table.prob_pos, 1 - table.prob_pos), right=answer == table.label)
+    chances = chances_in(table)
+    return table.assign(answer=chances.argmax(1), confidence=chances.max(1), right=chances.argmax(1) == table.label)
 
 # %% ../nbs/05_analysis.ipynb #eea4a239
 def slices_by(
@@ -73,11 +73,12 @@ TRAITS = {
 
 def trait_columns(
     table:pd.DataFrame, # From `with_outcome`
-    max_length:int # Tokens that the model reads
+    max_length:int, # Tokens that the model reads
+    films:bool=True # Whether the texts are film reviews; otherwise the name of a trait does not say so
 ) -> pd.DataFrame:
     "One true-or-false column for each trait."
     text = table.text.map(clean_text).str.lower()
-    columns = {name: text.str.contains(pattern, regex=True) for name, pattern in TRAITS.items()}
+    columns = {name if films else name.replace("another film", "something else"): text.str.contains(pattern, regex=True) for name, pattern in TRAITS.items()}
     columns["cut by the model"] = table.tokens > max_length
     if table.rating.notna().any(): columns["lukewarm stars (4 or 7)"] = table.rating.isin([4, 7])
     return pd.DataFrame(columns)
@@ -85,15 +86,15 @@ def trait_columns(
 # %% ../nbs/05_analysis.ipynb #1726212f
 def error_traits(
     table:pd.DataFrame, # From `with_outcome`
-    max_length:int # Tokens that the model reads
+    traits:pd.DataFrame # From `trait_columns`
 ) -> pd.DataFrame:
     "For each trait: reviews that have it, error rate with and without, their ratio, and its share of all errors; worst first."
     rows, wrong = {}, ~table.right
-    for name, has in trait_columns(table, max_length).items():
+    for name, has in traits.items():
         if not 0 < has.sum() < len(has): continue
         inside, outside = wrong[has].mean(), wrong[~has].mean()
         rows[name] = dict(reviews=int(has.sum()), error_rate=inside, error_rate_without=outside, ratio=inside / outside if outside else float("nan"), share_of_errors=(wrong & has).sum() / max(wrong.sum(), 1))
-    return pd.DataFrame(rows).T.sort_values("ratio", ascending=False)
+    return pd.DataFrame(rows, index=["reviews", "error_rate", "error_rate_without", "ratio", "share_of_errors"]).T.sort_values("ratio", ascending=False)
 
 # %% ../nbs/05_analysis.ipynb #c0ce8f69
 def shorten(
@@ -107,14 +108,25 @@ def shorten(
 def confident_errors(
     table:pd.DataFrame, # From `with_outcome`
     names:tuple, # Label names
-    n:int=5, # Of each kind
+    n:int=5, # Of each kind; of more than two labels, twice as many in all
     characters:int=600 # Of the text to show, from either end if it is longer
 ) -> pd.DataFrame:
-    "The errors with the highest confidence: false positives first, then false negatives."
-    worst = [table[~table.right & (table.answer == answer)].nlargest(n, "confidence") for answer in (1, 0)]
-    rows = pd.concat(worst)
-    return pd.DataFrame(dict(kind=rows.answer.map({1: f"says {names[1]}, label {names[0]}", 0: f"says {names[0]}, label {names[1]}"}), confidence=rows.confidence,
-                             rating=rows.rating, text=rows.text.map(clean_text).map(lambda t: shorten(t, characters)))).set_index(rows.id)
+    "The errors with the highest confidence: of two labels false positives first, then false negatives."
+    wrong = table[~table.right]
+    rows = pd.concat([wrong[wrong.answer == answer].nlargest(n, "confidence") for answer in (1, 0)]) if len(names) == 2 else wrong.nlargest(2 * n, "confidence")
+    kind = [f"says {names[a]}, label {names[l]}" for a, l in zip(rows.answer, rows.label)]
+    stars = dict(rating=rows.rating) if table.rating.notna().any() else {}
+    return pd.DataFrame(dict(kind=kind, confidence=rows.confidence, **stars, text=rows.text.map(clean_text).map(lambda t: shorten(t, characters)))).set_index(rows.id)
+
+
+def confusion_pairs(
+    table, # Confusion counts (labels x labels)
+    names:tuple # Label names
+) -> pd.DataFrame:
+    "Each kind of error: `label`, `answer`, number of `reviews` and `share` of that label; the most frequent first."
+    table = np.asarray(table)
+    rows = [dict(label=names[i], answer=names[j], reviews=int(table[i, j]), share=float(table[i, j] / max(table[i].sum(), 1))) for i in range(len(names)) for j in range(len(names)) if i != j]
+    return pd.DataFrame(rows).sort_values("reviews", ascending=False, ignore_index=True, kind="stable")
 
 # %% ../nbs/05_analysis.ipynb #f09a343c
 def word_columns(
@@ -145,14 +157,14 @@ def leaf_rules(
 
 def found_slices(
     table:pd.DataFrame, # From `with_outcome`
-    max_length:int, # Tokens that the model reads
+    traits:pd.DataFrame, # From `trait_columns`
     leaves:int=8, # Groups at most
     smallest:float=0.02, # Share of the reviews in a group, at least
     seed:int=0
 ) -> pd.DataFrame:
     "Groups that a tree found on one half of the reviews, with accuracy, interval and size on the other; worst first."
     from sklearn.tree import DecisionTreeClassifier
-    x = pd.concat([table[["tokens"]], trait_columns(table, max_length).drop(columns="lukewarm stars (4 or 7)", errors="ignore"), word_columns(table.text)], axis=1)
+    x = pd.concat([table[["tokens"]], traits.drop(columns="lukewarm stars (4 or 7)", errors="ignore"), word_columns(table.text)], axis=1)
     first = np.random.default_rng(seed).permutation(len(table)) < len(table) // 2
     tree = DecisionTreeClassifier(max_leaf_nodes=leaves, min_samples_leaf=smallest, random_state=seed).fit(x[first], table.right[first])
     rules, rest = leaf_rules(tree, list(x.columns)), table[~first]
@@ -179,14 +191,14 @@ def unseen_chances(
     C:float=10.0, # Inverse regularisation strength
     seed:int=0
 ) -> np.ndarray:
-    "Probability of each label (reviews x 2) by a TF-IDF model that was fitted to the other folds."
+    "Probability of each label (reviews x labels) by a TF-IDF model that was fitted to the other folds."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, preprocessor=lower_clean), LogisticRegression(C=C, max_iter=1000))
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return cross_val_predict(model, reviews.text, reviews.label, cv=split, groups=reviews.text.map(text_key), method="predict_proba")
+    return cross_val_predict(model, reviews.text, reviews.label, cv=split, groups=reviews.text.map(text_key), method="predict_proba") # of a label that a fold lacks, 0
 
 
 def label_suspects(
@@ -220,7 +232,7 @@ def pooled_vectors(
 # %% ../nbs/05_analysis.ipynb #bfdc6b4d
 def separability(
     vectors, # (reviews x width)
-    labels, # 0 or 1 for each
+    labels, # Number of the label of each
     seed:int=0
 ) -> float:
     "Accuracy of a logistic regression fitted to one half of the vectors on the other half."
@@ -228,13 +240,13 @@ def separability(
     from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    a, b, la, lb = train_test_split(vectors, np.asarray(labels), test_size=0.5, random_state=seed, stratify=labels)
+    a, b, la, lb = train_test_split(vectors, np.asarray(labels), test_size=0.5, random_state=seed, stratify=labels if np.bincount(labels).min() > 1 else None)
     return float(make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(a, la).score(b, lb))
 
 
 def plot_representations(
     views:dict, # Title to vectors (reviews x width)
-    labels, # 0 or 1 for each review
+    labels, # Number of the label of each review
     names:tuple # Label names
 ):
     "The first two principal components of each set of vectors, by class."
@@ -243,14 +255,16 @@ def plot_representations(
     fig, axes = plt.subplots(1, len(views), figsize=(5 * len(views), 4), squeeze=False)
     for ax, (title, vectors) in zip(axes[0], views.items()):
         pca = PCA(2, random_state=0); points, labels = pca.fit_transform(vectors), np.asarray(labels)
-        for k in (0, 1): ax.scatter(*points[labels == k].T, s=6, alpha=0.5, color=PALETTE[("neg", "pos")[k]], label=names[k])
+        for k, colour in enumerate(class_colours(len(names))): ax.scatter(*points[labels == k].T, s=6, alpha=0.5, color=colour, label=names[k])
         first, second = (f"component {i + 1} ({v:.0%} of the variance)" for i, v in enumerate(pca.explained_variance_ratio_))
-        ax.set(title=title, xlabel=first, ylabel=second); ax.legend(markerscale=2)
+        ax.set(title=title, xlabel=first, ylabel=second)
+        if len(names) <= 12: ax.legend(markerscale=2)
     return fig
 
 # %% ../nbs/05_analysis.ipynb #479377f8
 def learning_sentences(
-    training:dict # `training.json`
+    training:dict, # `training.json`
+    films:bool=True # Whether the write-up's figures may be compared
 ) -> list:
     "What happened from epoch to epoch, in words."
     epochs, said, before = training["epochs"], [], None
@@ -263,7 +277,7 @@ def learning_sentences(
     lowest = min(epochs, key=lambda e: e["val_loss"])
     if lowest["epoch"] < last["epoch"]:
         said.append(f"Validation loss was lowest after epoch {lowest['epoch']} and rose afterwards, while accuracy {'still rose' if last['val_accuracy'] > lowest['val_accuracy'] else 'did not rise'}: the later epochs made the model more sure of itself than its accuracy supports.")
-    if last["gap"] > 0.02: said.append(f"At the end the model was {100 * last['gap']:.1f} points better on training reviews than on validation, so it has begun to learn them by heart. The original write-up reports a gap below 1 point.")
+    if last["gap"] > 0.02: said.append(f"At the end the model was {100 * last['gap']:.1f} points better on training reviews than on validation, so it has begun to learn them by heart." + (" The original write-up reports a gap below 1 point." if films else ""))
     return said
 
 
@@ -271,7 +285,8 @@ def strength_sentences(
     evaluation:dict, # `evaluation.json`
     slices:dict, # Name to a table from `slices_by`
     traits:pd.DataFrame, # From `error_traits`
-    cut_share:float # Share of the test reviews that the model does not read whole
+    cut_share:float, # Share of the test reviews that the model does not read whole
+    names:tuple=("neg", "pos") # Label names
 ) -> tuple:
     "Strengths and limits, each a list of sentences."
     strengths, limits = [], []
@@ -279,9 +294,14 @@ def strength_sentences(
     better = pair["ci_low"] > 0
     (strengths if better else limits).append(f"It answers {mine['value']:.2%} of the test reviews rightly (95% interval {mine['ci_low']:.2%} to {mine['ci_high']:.2%}); TF-IDF with logistic regression {tfidf['value']:.2%}. On the same reviews the difference is {100 * pair['difference']:+.2f} points ({100 * pair['ci_low']:+.2f} to {100 * pair['ci_high']:+.2f})"
                                              + ("." if better else ": on this data the transformer is not clearly better than the simple method."))
-    (fn, fp) = evaluation["confusion"][1][0], evaluation["confusion"][0][1]
-    even = abs(fn - fp) < 1.96 * np.sqrt(fn + fp)
-    (strengths if even else limits).append(f"{fp:,} false positives and {fn:,} false negatives: {'no more different than chance makes them' if even else 'it leans towards ' + ('positive' if fp > fn else 'negative') + ' answers'}.")
+    if len(names) == 2:
+        (fn, fp) = evaluation["confusion"][1][0], evaluation["confusion"][0][1]
+        first, second = ({"neg": "negative", "pos": "positive"}.get(n, n) for n in names)
+        kinds = f"{fp:,} false positives and {fn:,} false negatives" if tuple(names) == ("neg", "pos") else f"{fp:,} times it says {second} where the label is {first}, {fn:,} times the other way round"
+        even = abs(fn - fp) < 1.96 * np.sqrt(fn + fp)
+        (strengths if even else limits).append(f"{kinds}: {'no more different than chance makes them' if even else 'it leans towards ' + (second if fp > fn else first) + ' answers'}.")
+    elif len(kinds := confusion_pairs(evaluation["confusion"], names).query("reviews > 0")):
+        limits.append("Most often confused: " + "; ".join(f"{r.label} taken for {r.answer}, {r.reviews:,} review{'s' * (r.reviews != 1)} ({r.share:.0%} of that label)" for r in kinds.head(3).itertuples()) + ".")
     for name, t in slices.items():
         t = t[t.reviews >= 30]
         if len(t) < 2: continue
@@ -289,5 +309,6 @@ def strength_sentences(
         limits.append(f"{name}: worst for {worst}, {t.accuracy[worst]:.1%} of {int(t.reviews[worst]):,} reviews; best for {t.accuracy.idxmax()}, {t.accuracy.max():.1%}.")
     if len(traits) and traits.ratio.iloc[0] > 1.2: limits.append(f"It errs {traits.ratio.iloc[0]:.1f} times as often in reviews with this trait: {traits.index[0]} ({traits.share_of_errors.iloc[0]:.0%} of all errors).")
     (limits if cut_share > 0.05 else strengths).append(f"It does not read {cut_share:.1%} of the test reviews whole.")
-    limits.append("It knows two labels only. A review that is neither for nor against gets one of them all the same.")
+    if tuple(names) == ("neg", "pos"): limits.append("It knows two labels only. A review that is neither for nor against gets one of them all the same.")
+    else: limits.append(f"It knows {len(names)} labels only: {', '.join(names[:12])}{' and others' if len(names) > 12 else ''}. A text that fits none of them gets one of them all the same.")
     return strengths, limits

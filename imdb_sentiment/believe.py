@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from .calibration import confidence_of, share_with_interval
-from .config import Config, chapter_run, need, read_json, write_json
+from .config import Config, about_films, chapter_run, data_name, need, read_json, write_json
+from .data import with_labels
+from .evaluation import chances_in
 
 # %% ../nbs/05c_when_to_believe_it.ipynb #9da697f3
 def trust_bands(
@@ -22,13 +24,13 @@ def trust_bands(
     threshold:float|None=None # From the chapter on calibration
 ) -> pd.DataFrame:
     "For each band of confidence: share of the reviews, and how many of 100 answers are right, with the interval; the surest first."
-    edges = sorted({0.5, 0.8, threshold or 0.95})
     confidence, right, rows = np.asarray(confidence), np.asarray(right), []
+    edges = sorted({0.5, 0.8, threshold or 0.95} | ({0.0} if (confidence < 0.5).any() else set())) # below one half only with more than two labels
     for low, high in zip(edges[::-1], [1.01, *edges[:0:-1]]):
         inside = (confidence >= low) & (confidence < high)
         s = share_with_interval(right[inside])
         if not s["reviews"]: continue
-        name = f"{low:.1%} and more" if high > 1 else f"{low:.1%} to {high:.1%}"
+        name = f"{low:.1%} and more" if high > 1 else f"{low:.1%} to {high:.1%}" if low else f"less than {high:.1%}"
         rows.append({"when it says": name, "share of the reviews": inside.mean(), "right of 100 answers": 100 * s["accuracy"], "at least": 100 * s["ci_low"], "at most": 100 * s["ci_high"]})
     return pd.DataFrame(rows).set_index("when it says")
 
@@ -93,7 +95,9 @@ def reasons_to_doubt(
 
 
 def what_the_score_hides(
-    evaluation:dict # `evaluation.json`
+    evaluation:dict, # `evaluation.json`
+    called:str="IMDb reviews", # From `data_name`
+    names:tuple=("neg", "pos") # Label names
 ) -> list:
     "What to know before comparing the score with another."
     a, d, n = evaluation["accuracy"]["value"], evaluation["duplicates"], evaluation["label_noise"]
@@ -101,7 +105,8 @@ def what_the_score_hides(
     said = [f"A method without any neural network gets {tfidf:.2%} on the same reviews. {'What the model adds is' if a >= tfidf else 'The model falls short of it by'} {abs(100 * (a - tfidf)):.2f} points."]
     if d["test_reviews_in_train"]: said.append(f"{d['test_reviews_in_train']:,} test reviews also stand among the reviews that it was trained on or chosen with. Without them the score is {d['accuracy_without']['value']:.2%}.")
     if n: said.append(f"Some labels are wrong: people did not confirm {n['unconfirmed']:,} of {n['judged']:,} labels that they were asked about, and would turn {n['flipped']:,}. Without the unconfirmed ones the score is {n['accuracy_without_unconfirmed']['value']:.2%}, with the turned ones {n['accuracy_flips_corrected']['value']:.2%}. A model that got 100% would have learnt the mistakes.")
-    said.append("The score holds for reviews like these: English, about films, for or against. A text that is neither still gets one of the two answers.")
+    if about_films(called): said.append("The score holds for reviews like these: English, about films, for or against. A text that is neither still gets one of the two answers.")
+    else: said.append(f"The score holds for texts like those in {called}. A text that fits none of the {len(names)} labels still gets one of them.")
     return said
 
 

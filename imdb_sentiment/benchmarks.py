@@ -76,7 +76,7 @@ def bench_run(
     "The configuration, with the reviews split in its folder."
     cfg = Config(**settings)
     open_run(cfg, run)
-    if not (Path(run)/"split.parquet").exists(): prepare_split(cfg, run)
+    if not all((Path(run)/f).exists() for f in ("split.parquet", "labels.json")): prepare_split(cfg, run)
     return cfg
 
 

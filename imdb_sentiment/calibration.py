@@ -15,7 +15,7 @@ from scipy.stats import beta, binomtest
 
 from .config import Config, PALETTE, chapter_run, house_style, need, read_json, save_figure, write_json
 from .model import update_model_config
-from .evaluation import negative_log_likelihood, prediction_file, softmax_positive
+from .evaluation import chances_in, label_chances, logits_in, negative_log_likelihood, prediction_file
 
 # %% ../nbs/04a_calibration.ipynb #e5b5c726
 def share_with_interval(
@@ -29,12 +29,12 @@ def share_with_interval(
 
 # %% ../nbs/04a_calibration.ipynb #689b2a81
 def confidence_of(
-    probability, # Of the second label, for each review
-    labels # 0 or 1 for each review
+    chances, # Probability of each label (reviews x labels)
+    labels # Number of the label of each review
 ) -> tuple:
     "Confidence of the answer, and whether it is right."
-    p, y = np.asarray(probability, dtype=np.float64), np.asarray(labels)
-    return np.maximum(p, 1 - p), (p > 0.5) == (y == 1)
+    p = np.asarray(chances, dtype=np.float64)
+    return p.max(1), p.argmax(1) == np.asarray(labels)
 
 
 def bin_numbers(
@@ -84,11 +84,13 @@ def ece_floor(
 
 
 def brier(
-    probability, # Of the second label, for each review
-    labels # 0 or 1 for each review
+    chances, # Probability of each label (reviews x labels)
+    labels # Number of the label of each review
 ) -> float:
-    "Mean squared distance of the probability from the label."
-    return float(np.mean((np.asarray(probability, dtype=np.float64) - np.asarray(labels)) ** 2))
+    "Mean squared distance of the probability from the label. Of two labels both are off by the same, and one counts; of more, half the sum, which is the same for two."
+    p = np.asarray(chances, dtype=np.float64)
+    off = (p - np.eye(p.shape[1])[np.asarray(labels, dtype=int)]) ** 2
+    return float(np.mean(off[:, 1] if p.shape[1] == 2 else off.sum(1) / 2))
 
 
 def pivotal_interval(
@@ -105,14 +107,14 @@ def pivotal_interval(
 
 # %% ../nbs/04a_calibration.ipynb #352bbc8a
 def calibration_scores(
-    predictions:pd.DataFrame, # `label`, `logit_neg`, `logit_pos`
+    predictions:pd.DataFrame, # `label` and the logits
     temperature:float=1.0, # Divides the logits
     resamples:int=1000,
     seed:int=0
 ) -> dict:
     "ECE with groups of equal width and of equal size, Brier score, and negative log-likelihood in nats."
-    logits, labels = predictions[["logit_neg", "logit_pos"]].to_numpy(), predictions.label.to_numpy()
-    p = softmax_positive(logits, temperature)
+    logits, labels = logits_in(predictions).to_numpy(), predictions.label.to_numpy()
+    p = label_chances(logits, temperature)
     confidence, right = confidence_of(p, labels)
     return dict(ece=pivotal_interval(ece, (confidence, right), resamples, seed), ece_equal_mass=pivotal_interval(lambda c, r: ece(c, r, equal_mass=True), (confidence, right), resamples, seed),
                 ece_floor=ece_floor(confidence, seed=seed), brier=brier(p, labels), nll=negative_log_likelihood(logits, labels, temperature))
@@ -124,10 +126,11 @@ def plot_reliability(
     "Accuracy against confidence in groups of equal size, and below it where the groups lie."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(tables), figsize=(4.8 * len(tables), 4.2), squeeze=False, sharex=True, sharey=True)
+    start = min(50, *(10 * np.floor(10 * t.confidence.min()) for t in tables.values())) # below one half only with more than two labels
     for ax, (title, t) in zip(axes[0], tables.items()):
-        ax.plot([50, 100], [50, 100], "--", color=PALETTE["dim"], label="right as often as it says")
+        ax.plot([start, 100], [start, 100], "--", color=PALETTE["dim"], label="right as often as it says")
         ax.errorbar(100 * t.confidence, 100 * t.accuracy, [100 * (t.accuracy - t.ci_low), 100 * (t.ci_high - t.accuracy)], fmt="o", color=PALETTE["pos"], capsize=3, label=f"groups of {t.reviews.iloc[0]:,} reviews")
-        ax.set(title=title, xlabel="mean confidence (%)"); ax.legend(loc="upper left", fontsize=9)
+        ax.set(title=title, xlabel="mean confidence (%)"); ax.legend(loc="upper left" if start == 50 else "lower right", fontsize=9)
     axes[0][0].set(ylabel="accuracy (%), 95% interval")
     return fig
 

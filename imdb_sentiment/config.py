@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'CHAPTERS', 'PALETTE', 'SettingError', 'setting', 'coerce_
            'parse_overrides', 'atomic_path', 'recover', 'remove', 'write_json', 'read_json', 'RunError', 'project_root',
            'config_differences', 'open_run', 'need', 'injected_names', 'chapter_run', 'pick_device', 'pick_precision',
            'seed_everything', 'without_docstrings', 'library_definitions', 'code_fingerprint', 'settings_until',
-           'house_style', 'save_figure']
+           'data_name', 'about_films', 'class_colours', 'house_style', 'save_figure']
 
 # %% ../nbs/00_config.ipynb #ae01ca37
 import ast, difflib, functools, hashlib, importlib.util, json, os, random, shutil, typing
@@ -50,7 +50,7 @@ def coerce_setting(
     if kind is str:
         if isinstance(value, (str, os.PathLike)): return str(value)
         raise wrong
-    if isinstance(value, str): value = value.split(",")
+    if isinstance(value, str): value = value.split(",") if value.strip() else ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value): raise wrong
     return tuple(v.strip() for v in value)
 
@@ -58,11 +58,12 @@ def coerce_setting(
 @dataclass(frozen=True)
 class Config:
     "Everything a run depends on. Frozen: to change a setting, make another one with `with_settings`."
-    data:str = setting("embedded", "embedded, a Hub name, an aclImdb folder or .tar.gz, or a folder of train/test parquet, CSV or JSONL", "data")
-    text_column:str = setting("text", "column that holds the review", "data")
+    data:str = setting("embedded", "embedded, a Hub name, an aclImdb folder or .tar.gz, a parquet, CSV or JSONL file, or a folder of train and test ones", "data")
+    text_column:str = setting("text", "column that holds the text", "data")
     label_column:str = setting("label", "column that holds the label", "data")
-    label_names:tuple = setting(("neg", "pos"), "the two label names, negative first", "data")
+    label_names:tuple = setting((), "the label names in order, such as neg,pos; empty takes those that stand in the data", "data")
     limit:int = setting(0, "use only this many reviews of each part, for a quick try; 0 uses all", "data", low=0)
+    test_share:float = setting(0.2, "share of a single file that becomes the test part", "data", low=0.01, high=0.9)
     val_share:float = setting(0.2, "share of the training reviews held out for validation", "data", low=0.01, high=0.9)
     seed:int = setting(42, "seed of the split, the weights, the order of batches and the bootstrap", "data", low=0, high=2**31)
     backbone:str = setting("tiny", "Hub name or folder of a pretrained encoder; tiny builds one on the spot", "data")
@@ -98,8 +99,9 @@ class Config:
             low, high = m["low"], m["high"]
             if value is not None and ((low is not None and not value >= low) or (high is not None and not value <= high)):
                 raise SettingError(f"{f.name}={value!r}: must lie {f'between {low} and {high}' if high is not None else f'at or above {low}'}.")
-        if len(self.label_names) != 2 or len(set(self.label_names)) != 2 or not all(self.label_names):
-            raise SettingError(f"label_names={self.label_names!r}: give two different names, negative first, such as neg,pos.")
+        names = [n.lower() for n in self.label_names]
+        if names and (len(names) < 2 or len(set(names)) < len(names) or not all(names)):
+            raise SettingError(f"label_names={self.label_names!r}: give two or more different names, such as neg,pos, or leave it empty to take those in the data.")
 
 # %% ../nbs/00_config.ipynb #93f58d2c
 PRESETS = {
@@ -349,8 +351,31 @@ def settings_until(
     upto = CHAPTERS[:CHAPTERS.index(chapter) + 1]
     return {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.metadata["chapter"] in upto}
 
+# %% ../nbs/00_config.ipynb #69b26936
+def data_name(
+    cfg:Config
+) -> str:
+    "What to call the data in a title: the embedded demo corpus is never called IMDb, and a file or folder goes by its name."
+    name = Path(cfg.data).name
+    return "embedded demo corpus" if cfg.data == "embedded" else "IMDb reviews" if "imdb" in name.lower() else name
+
+
+def about_films(
+    called:str # From `data_name`
+) -> bool:
+    "Whether the data is IMDb's or the embedded demo corpus: English film reviews, for or against, with stars."
+    return called in ("embedded demo corpus", "IMDb reviews")
+
 # %% ../nbs/00_config.ipynb #f6cf0dcf
 PALETTE = dict(neg="#D55E00", pos="#0072B2", other="#009E73", dim="#888888", accent="#CC79A7")
+
+
+def class_colours(
+    n:int # Labels
+) -> list:
+    "A colour for each label; beyond seven they repeat."
+    two, more = [PALETTE["neg"], PALETTE["pos"]], [PALETTE["pos"], PALETTE["neg"], PALETTE["other"], PALETTE["accent"], "#E69F00", "#56B4E9", "#000000"]
+    return two if n == 2 else [more[i % len(more)] for i in range(n)]
 
 
 def house_style():

@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from . import model as model_module
-from .config import PALETTE, RunError, atomic_path, chapter_run, house_style, need, pick_precision, project_root, read_json, remove, write_json
+from .config import PALETTE, RunError, about_films, atomic_path, chapter_run, house_style, need, pick_precision, project_root, read_json, remove, write_json
 from .data import load_split
 from .inference import Predictor
 from .model import load_model
@@ -68,12 +68,16 @@ def model_card(
 ) -> str:
     "README.md for the exported folder, its results read from the report."
     a, c, s = m["accuracy"], m["calibration"], m["selective"]
+    films, names = about_films(m["data_name"]), m["settings"]["label_names"]
     seeds = f" Over {m['seeds']['n']} seeds: {m['seeds']['mean']:.2%} ± {100 * m['seeds']['sd']:.2f}." if m["seeds"]["n"] > 1 else ""
     imdb = m["data_name"] == "IMDb reviews"
     base = m["encoder"]["backbone"]
     licence = "Code and head: Apache-2.0. " + ("The encoder all-MiniLM-L6-v2 is Apache-2.0. " if "MiniLM" in base else f"The encoder {base} comes under its own licence. " if base != "tiny" else "") + ("The reviews are those of the Large Movie Review Dataset (Maas et al. 2011), published for research; no licence is stated for them." if imdb else "")
     hub = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2", "distilbert-base-uncased": "distilbert/distilbert-base-uncased"}
-    data = ModelCardData(language="en", license="apache-2.0", library_name="transformers", pipeline_tag="text-classification", tags=["sentiment"], base_model=hub.get(base), datasets=["stanfordnlp/imdb"] if imdb else None, metrics=["accuracy", "f1"], model_name=name, eval_results=eval_results(m))
+    data = ModelCardData(language="en" if films else None, license="apache-2.0", library_name="transformers", pipeline_tag="text-classification", tags=["sentiment"] if films else None, base_model=hub.get(base), datasets=["stanfordnlp/imdb"] if imdb else None, metrics=["accuracy", "f1"], model_name=name, eval_results=eval_results(m))
+    use = ("Whole English reviews of films, one at a time or many. It knows two answers only: a neutral or mixed text gets one of them, with a low probability at best. It was not tried on other languages, and on other domains as far as the table says." if films else
+           f"Texts like those in {m['data_name']}, one at a time or many. It knows {len(names)} answers only: a text that fits none of them gets one of them, with a low probability at best. It was not tried on other texts or languages{' except those in the table' if any('value' in v for v in m['robustness'].values()) else ''}.")
+    errs = "It errs most where a review turns (`but`, irony, a plot told at length); the report lists these cases with counts." if films else "The report lists, with counts, in which texts it errs most."
     wrong = [f"| {k} | {v['value']:.1%} | {v['n']:,} |" for k, v in m["robustness"].items() if isinstance(v, dict) and "value" in v]
     text = f"""---
 {data.to_yaml()}
@@ -81,14 +85,14 @@ def model_card(
 
 # {name}
 
-Labels a text {" or ".join(f'`{n}`' for n in m['settings']['label_names'])}. {base} with masked mean pooling and a linear head, {m['encoder']['parameters'] / 1e6:.1f} M parameters, trained with [imdb_sentiment](https://github.com/imdb-sentiment/imdb_sentiment) on {m['data_name']}.
+Labels a text {" or ".join(f'`{n}`' for n in names[:20])}{' and others' if len(names) > 20 else ''}. {base} with masked mean pooling and a linear head, {m['encoder']['parameters'] / 1e6:.1f} M parameters, trained with [imdb_sentiment](https://github.com/imdb-sentiment/imdb_sentiment) on {m['data_name']}.
 
 ## Use
 
 ```python
 from transformers import pipeline
 pipe = pipeline("text-classification", model="{name}", trust_remote_code=True, truncation=True)
-pipe("a wonderful film")
+pipe("{'a wonderful film' if films else 'a text to label'}")
 ```
 
 That reads the beginning of a longer text. With `pip install imdb_sentiment`, `Predictor.load("{name}")` reads it as in training ({m['settings']['truncation']} of {m['settings']['max_length']} tokens) and says when it would rather not answer.
@@ -102,8 +106,8 @@ The probabilities are calibrated by temperature scaling on validation data: expe
 
 ## Intended use and limits
 
-Whole English reviews of films, one at a time or many. It knows two answers only: a neutral or mixed text gets one of them, with a low probability at best. It was not tried on other languages, and on other domains as far as the table says. It must not decide about people.
-It errs most where a review turns (`but`, irony, a plot told at length); the report lists these cases with counts.
+{use} It must not decide about people.
+{errs}
 
 ## Licences
 

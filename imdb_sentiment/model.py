@@ -171,7 +171,7 @@ class TransformerClassifier(PreTrainedModel):
     def forward(self,
         input_ids, # Token ids (reviews x tokens)
         attention_mask=None, # 1 for a real token, 0 for padding; all real if not given
-        labels=None, # 0 or 1 for each review; gives a loss
+        labels=None, # Number of the label of each review; gives a loss
         **kwargs # What a Hugging Face pipeline adds, such as `token_type_ids`, is not used
     ):
         if attention_mask is None: attention_mask = torch.ones_like(input_ids)
@@ -243,7 +243,7 @@ def use_fast_dropout(
 
 # %% ../nbs/02_model.ipynb #b4948f00
 def make_model(
-    cfg:Config, # Backbone, dropouts, labels, length and cut
+    cfg:Config, # Backbone, dropouts, labels (from `with_labels`), length and cut
     tokenizer, # Its size and padding id shape the tiny encoder
     device:str="cpu" # Where the model will train, which decides the kind of attention
 ) -> TransformerClassifier:
@@ -253,7 +253,8 @@ def make_model(
     encoder = with_dropouts(tiny_config(len(tokenizer)) if tiny else read_encoder_config(cfg.backbone), cfg)
     limit = getattr(encoder, "max_position_embeddings", cfg.max_length)
     if cfg.max_length > limit: raise RunError(f"max_length={cfg.max_length}: {cfg.backbone} reads at most {limit} tokens. Lower max_length.")
-    head = dict(dropout=cfg.dropout, read_length=cfg.max_length, truncation=cfg.truncation, id2label=dict(enumerate(cfg.label_names)), label2id={n: i for i, n in enumerate(cfg.label_names)})
+    names = cfg.label_names or ("neg", "pos") # settings that have not seen data
+    head = dict(dropout=cfg.dropout, read_length=cfg.max_length, truncation=cfg.truncation, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     config = TransformerClassifierConfig(encoder, **head)
     model = TransformerClassifier(config)
     if not tiny: load_pretrained(model, cfg.backbone)

@@ -6,13 +6,13 @@
 __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCHES', 'STYLE', 'SECTIONS', 'BELIEVE_PAGE', 'app', 'bench_app',
            'Chapter', 'code_cells', 'names_used', 'file_hash', 'source_stamp', 'fingerprint', 'is_current',
            'chapter_records', 'Watch', 'orderly_exit', 'environment', 'need_pipeline', 'local_kernel', 'run_chapter',
-           'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'data_name',
-           'collect_metrics', 'publishable', 'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table',
-           'chapter_html', 'title_of', 'page_html', 'headline', 'report_html', 'believe_html', 'load_reports',
-           'over_seeds', 'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths',
-           'report_name', 'report', 'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines',
-           'run_bench', 'bench_training', 'bench_inference', 'readme', 'main', 'answer_line', 'predict_command',
-           'score_command', 'export_command', 'push_command', 'serve_command', 'docs_command']
+           'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'collect_metrics',
+           'what_holds', 'publishable', 'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table',
+           'chapter_html', 'title_of', 'in_a_sentence', 'page_html', 'headline', 'report_html', 'believe_html',
+           'load_reports', 'over_seeds', 'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence',
+           'absolute_paths', 'report_name', 'report', 'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate',
+           'suite_lines', 'run_bench', 'bench_training', 'bench_inference', 'readme', 'main', 'answer_line',
+           'predict_command', 'score_command', 'export_command', 'push_command', 'serve_command', 'docs_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -27,7 +27,7 @@ import psutil, typer
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .config import (Config, RunError, SettingError, atomic_path, code_fingerprint, config_differences, make_config, open_run, pick_device, parse_overrides,
+from .config import (Config, RunError, SettingError, about_films, atomic_path, code_fingerprint, config_differences, data_name, make_config, open_run, pick_device, parse_overrides,
                                    project_root, read_json, recover, remove, settings_until, write_json)
 
 # %% ../nbs/08_pipeline.ipynb #570aa9a0
@@ -42,15 +42,15 @@ class Chapter:
 
 CHAPTER_LIST = (
     Chapter("00_config", "analysis"),
-    Chapter("01_data", "data", (), ("split.parquet", "lengths.parquet", "data.json")),
-    Chapter("02_model", "model", ("split.parquet",), ("model_facts.json",)),
-    Chapter("03_training", "training", ("split.parquet",), ("training.json", "log.jsonl", "model/model.safetensors")),
-    Chapter("04_evaluation", "evaluation", ("split.parquet", "training.json", "model/model.safetensors", "seeds/*.json"), ("evaluation.json", "predictions.parquet", "predictions-val.parquet", "baselines.parquet")),
+    Chapter("01_data", "data", (), ("split.parquet", "labels.json", "lengths.parquet", "data.json")),
+    Chapter("02_model", "model", ("split.parquet", "labels.json",), ("model_facts.json",)),
+    Chapter("03_training", "training", ("split.parquet", "labels.json",), ("training.json", "log.jsonl", "model/model.safetensors")),
+    Chapter("04_evaluation", "evaluation", ("split.parquet", "labels.json", "training.json", "model/model.safetensors", "seeds/*.json"), ("evaluation.json", "predictions.parquet", "predictions-val.parquet", "baselines.parquet")),
     Chapter("04a_calibration", "evaluation", ("training.json", "evaluation.json", "predictions.parquet", "predictions-val.parquet"), ("calibration.json",)),
-    Chapter("05_analysis", "analysis", ("split.parquet", "lengths.parquet", "model/model.safetensors", "training.json", "predictions.parquet", "evaluation.json"), ("analysis.json",)),
-    Chapter("05a_robustness", "analysis", ("split.parquet", "model/model.safetensors", "predictions-val.parquet"), ("robustness.json",)), # the last for the temperature
-    Chapter("05b_explanations", "analysis", ("split.parquet", "model/model.safetensors", "predictions.parquet"), ("explanations.json",)),
-    Chapter("05c_when_to_believe_it", "analysis", ("predictions.parquet", "evaluation.json", "calibration.json", "analysis.json", "robustness.json", "explanations.json"), ("believe.json",)),
+    Chapter("05_analysis", "analysis", ("split.parquet", "labels.json", "lengths.parquet", "model/model.safetensors", "training.json", "predictions.parquet", "evaluation.json"), ("analysis.json",)),
+    Chapter("05a_robustness", "analysis", ("split.parquet", "labels.json", "model/model.safetensors", "predictions-val.parquet"), ("robustness.json",)), # the last for the temperature
+    Chapter("05b_explanations", "analysis", ("split.parquet", "labels.json", "model/model.safetensors", "predictions.parquet"), ("explanations.json",)),
+    Chapter("05c_when_to_believe_it", "analysis", ("labels.json", "predictions.parquet", "evaluation.json", "calibration.json", "analysis.json", "robustness.json", "explanations.json"), ("believe.json",)),
     Chapter("06_inference", "analysis", ("split.parquet", "model/model.safetensors", "training.json", "predictions-val.parquet", "calibration.json"), ("inference.json",)),
     Chapter("07_deployment", "analysis", ("split.parquet", "model/model.safetensors", "inference.json"), ("deployment.json", "deployment/huggingface/model.safetensors")),
 )
@@ -315,20 +315,13 @@ def machine(
 
 # %% ../nbs/08_pipeline.ipynb #f0026a46
 def shown_settings(
-    cfg:Config
+    cfg:Config # For a report, with the label names from `with_labels`
 ) -> dict:
     "The settings as they are published: of a path, its last part."
     settings = json.loads(json.dumps(asdict(cfg)))
     for name in PLACES:
         if settings[name] and Path(settings[name]).expanduser().exists(): settings[name] = Path(settings[name]).resolve().name
     return settings
-
-
-def data_name(
-    cfg:Config
-) -> str:
-    "What to call the data in a title: the embedded demo corpus is never called IMDb."
-    return "embedded demo corpus" if cfg.data == "embedded" else "IMDb reviews" if "imdb" in cfg.data.lower() else Path(cfg.data).name
 
 # %% ../nbs/08_pipeline.ipynb #5795cd6c
 def collect_metrics(
@@ -338,12 +331,24 @@ def collect_metrics(
     run # Run folder with all chapters done
 ) -> dict:
     "The content of `metrics.json`."
+    from imdb_sentiment.data import with_labels
+    cfg = with_labels(cfg, run)
     part = {c: read_json(Path(run)/f"{c}.json") for c in ("data", "model_facts", "training", "evaluation", "calibration", "analysis", "robustness", "explanations", "believe", "inference", "deployment")}
     data = {k: v for k, v in part["data"].items() if k != "copies_in_train"}
     chapters = {k: {m: v for m, v in r.items() if m != "fingerprint"} for k, r in chapter_records(run).items()}
     encoder = dict(part["model_facts"], backbone=shown_settings(cfg)["backbone"])
     return dict(name=name, preset=preset, data_name=data_name(cfg), encoder=encoder, **part["evaluation"], **part["calibration"], training=part["training"], data=data, analysis=part["analysis"], **part["robustness"], **part["explanations"], believe=part["believe"], inference=part["inference"], deployment=part["deployment"], settings=shown_settings(cfg), seed=cfg.seed,
                 versions=package_versions(), machine=machine(part["training"]["device"]), chapters=chapters, created=max(r["finished"] for r in chapters.values()))
+
+# %% ../nbs/08_pipeline.ipynb #b1708736
+def what_holds(
+    m:dict # Content of `metrics.json`
+) -> set:
+    "The conditions that prose cells can ask for in their tags."
+    names, films = m["settings"]["label_names"], about_films(m["data_name"])
+    return {f"if-{name}" for name, holds in {
+        "films": films, "own-data": not films, "stars": "By stars" in m["analysis"]["slices"], "two-labels": len(names) == 2, "many-labels": len(names) > 2,
+        "for-or-against": names == ["neg", "pos"], "not-for-or-against": names != ["neg", "pos"], "votes": bool(m["label_noise"]), "suites": any("value" in v for v in m["robustness"].values()) or bool(m["robustness"]["pairs"])}.items() if holds}
 
 # %% ../nbs/08_pipeline.ipynb #cb54e17b
 WIDGET = "application/vnd.jupyter.widget-view+json" # progress bars of libraries: nothing to see once they have ended
@@ -352,13 +357,16 @@ WIDGET = "application/vnd.jupyter.widget-view+json" # progress bars of libraries
 def publishable(
     executed, # The notebook that papermill wrote
     current, # The notebook as it is now
-    secrets:dict # Text to replace, such as absolute paths
+    secrets:dict, # Text to replace, such as absolute paths
+    holds:set=frozenset() # From `what_holds`
 ):
     "The executed notebook with present prose and without local paths and kernel noise."
     import nbformat
-    prose = {c.id: c.source for c in current.cells}
+    now = {c.id: c for c in current.cells}
+    conditions = lambda c: {t for t in now.get(c.id, c).metadata.get("tags", []) if t.startswith("if-")}
+    executed.cells = [c for c in executed.cells if conditions(c) <= set(holds)]
     for cell in executed.cells:
-        cell.source = prose.get(cell.id, cell.source)
+        cell.source = now.get(cell.id, cell).source
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
     executed.metadata = {k: v for k, v in executed.metadata.items() if k in ("kernelspec", "language_info")}
@@ -390,11 +398,12 @@ def publish(
     import nbformat
     run, target = Path(run), Path(reports)/name
     metrics, secrets, chapters = collect_metrics(name, preset, cfg, run), local_paths(cfg, run), {}
+    holds = what_holds(metrics)
     recover(target)
     with atomic_path(target) as tmp:
         (tmp/"chapters").mkdir(parents=True)
         for c in CHAPTER_LIST:
-            chapters[c.name] = publishable(nbformat.read(run/"chapters"/f"{c.name}.ipynb", 4), nbformat.read(project_root()/"nbs"/f"{c.name}.ipynb", 4), secrets)
+            chapters[c.name] = publishable(nbformat.read(run/"chapters"/f"{c.name}.ipynb", 4), nbformat.read(project_root()/"nbs"/f"{c.name}.ipynb", 4), secrets, holds)
             nbformat.write(chapters[c.name], tmp/"chapters"/f"{c.name}.ipynb")
         for f in sorted(run.glob("predictions*.parquet")): shutil.copy(f, tmp/f.name)
         for f in sorted(run.glob("seeds/*.json")): write_json(tmp/"seeds"/f.name, read_json(f))
@@ -495,7 +504,14 @@ def title_of(
     m:dict # Content of `metrics.json`
 ) -> str:
     "What was trained on what."
-    return f"{m['encoder']['backbone']} ({m['encoder']['parameters'] / 1e6:.1f} million parameters) on the {m['data_name']}, preset {m['preset']}"
+    return f"{m['encoder']['backbone']} ({m['encoder']['parameters'] / 1e6:.1f} million parameters) on {in_a_sentence(m['data_name'])}, preset {m['preset']}"
+
+
+def in_a_sentence(
+    called:str # From `data_name`
+) -> str:
+    "The name with its article, if it takes one."
+    return f"the {called}" if about_films(called) else called
 
 
 def page_html(
@@ -528,12 +544,13 @@ def report_html(
     gpu = "No GPU ran." if m["machine"]["device"] == "cpu" else f"GPU: {m['machine']['gpu']}."
     rows = [(k, f"{r['wall_seconds']:.0f} s", f"{r['peak_memory_bytes'] / 2**30:.2f} GiB") for k, r in m["chapters"].items()]
     resumed = "" if m["training"]["sittings"] == 1 else f" Training took {m['training']['wall_seconds'] / 60:.1f} minutes over {m['training']['sittings']} sittings; its row counts the last one only."
+    claims = f"""<h2 id="claims">What became of each claim</h2><p>On the left what the original write-up says of DistilBERT on IMDb, its author's words and figures; on the right what this run found with {html.escape(about)}.</p>
+{html_table(claims_table(m), ("original write-up", "this run"))}
+""" if about_films(m["data_name"]) else ""
     return page_html(f"{m['name']}: {about}", f"""<p class="note">imdb_sentiment report &middot; {html.escape(m['name'])} &middot; {m['created']}</p><h1>{html.escape(about)}</h1>
 <p>{headline(m)} {gpu}</p>
 <p><a href="{BELIEVE_PAGE}">When to believe it</a>: the same in plain words.</p><nav>{nav}<a href="#run">This run</a></nav>
-<h2 id="claims">What became of each claim</h2><p>On the left what the original write-up says of DistilBERT on IMDb, its author's words and figures; on the right what this run found with {html.escape(about)}.</p>
-{html_table(claims_table(m), ("original write-up", "this run"))}
-{"".join(f'<h2 id="{n}">{SECTIONS[n]}</h2>{chapter_html(nb, SECTIONS[n])}' for n, nb in chapters.items())}
+{claims}{"".join(f'<h2 id="{n}">{SECTIONS[n]}</h2>{chapter_html(nb, SECTIONS[n])}' for n, nb in chapters.items())}
 <h2 id="run">This run</h2><p>Seed {m['seed']}; {m['machine']['cores']} cores of {html.escape(m['machine']['processor'])}, {m['machine']['memory_gib']} GiB. {gpu}{resumed}</p>
 {html_table(rows, ("chapter", "wall time", "peak memory"))}{html_table(m['versions'].items(), ("package", "version"))}
 <p class="note">Hash of ids, labels and texts (SHA-256): {m['data']['text_sha256']}</p>""")
@@ -551,9 +568,9 @@ def believe_html(
 def load_reports(
     reports=None # Folder of the reports; the project's if not given
 ) -> dict:
-    "Name to `metrics.json` of each published report, except those on the embedded corpus."
+    "Name to `metrics.json` of each published report on IMDb: scores on other data do not belong in one table with them."
     found = {p.parent.name: read_json(p) for p in sorted(Path(reports or project_root()/"reports").glob("*/metrics.json"))}
-    return {name: m for name, m in found.items() if "accuracy" in m and not m["data_name"].startswith("embedded")}
+    return {name: m for name, m in found.items() if m.get("data_name") == "IMDb reviews"}
 
 
 def over_seeds(
@@ -601,13 +618,13 @@ def render_readme(
     return "<!-- Rendered from nbs/index.ipynb by `make export`: edit the notebook. -->\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 # %% ../nbs/08_pipeline.ipynb #6146caa6
-app = typer.Typer(help="Fine-tune a transformer on movie reviews, chapter by chapter, and regenerate the report.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help="Fine-tune a transformer on movie reviews, or on texts and labels of your own, chapter by chapter, and regenerate the report.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def settings_help() -> str:
     "All settings with their defaults and meanings, for `--help`."
     width = max(len(f.name) for f in fields(Config))
-    return "\n".join(f"{f.name:{width}}  {f.metadata['help']} (demo: {f.default})" for f in fields(Config))
+    return "\n".join(f"{f.name:{width}}  {f.metadata['help']} (demo: {f.default if f.default != () else 'empty'})" for f in fields(Config))
 
 # %% ../nbs/08_pipeline.ipynb #fc29fb4d
 @contextmanager
@@ -638,7 +655,7 @@ def report_name(
     return name
 
 # %% ../nbs/08_pipeline.ipynb #dd2c6efc
-@app.command(epilog="Examples:  imdb-sentiment report  |  imdb-sentiment report --preset paper  |  imdb-sentiment report --preset paper --set data=./aclImdb_v1.tar.gz --set backbone=./distilbert-base-uncased")
+@app.command(epilog="Examples:  imdb-sentiment report  |  imdb-sentiment report --preset paper  |  imdb-sentiment report --preset paper --set data=./aclImdb_v1.tar.gz --set backbone=./distilbert-base-uncased  |  imdb-sentiment report --name shop --set data=shop.csv --set text_column=review --set label_column=verdict")
 def report(
     preset:str=typer.Option("demo", help="demo: two minutes, offline, embedded corpus. paper: the recipe of the original write-up. best: our own recipe."),
     set_:list[str]=typer.Option([], "--set", metavar="NAME=VALUE", help="Change a setting; may be given more than once. --list-settings shows them all."),
@@ -658,7 +675,7 @@ def report(
         run_pipeline(preset, overrides, run)
         publish(name, preset, cfg, run, root/"reports")
     accuracy = read_json(target/"metrics.json")["accuracy"]
-    print(f"\nAccuracy {accuracy['value']:.2%} (95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}) on the test part of the {data_name(cfg)}.\nReport: {target/'report.html'} ({time.monotonic() - started:.0f} s)")
+    print(f"\nAccuracy {accuracy['value']:.2%} (95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}) on the test part of {in_a_sentence(data_name(cfg))}.\nReport: {target/'report.html'} ({time.monotonic() - started:.0f} s)")
 
 
 def take_seeds(
@@ -670,7 +687,7 @@ def take_seeds(
     from imdb_sentiment.evaluation import shared_settings
     for path in sorted(Path(report).glob("seeds/*.json")):
         mine, record = Path(run)/"seeds"/path.name, read_json(path)
-        if not mine.exists() and record["settings"] == shared_settings(json.loads(json.dumps(asdict(cfg)))): write_json(mine, record)
+        if not mine.exists() and shared_settings(record["settings"]) == shared_settings(json.loads(json.dumps(asdict(cfg)))): write_json(mine, record)
 
 
 def train_alone(
@@ -683,7 +700,7 @@ def train_alone(
     from imdb_sentiment.training import train
     with PartialState(cpu=pick_device(cfg.device) == "cpu").main_process_first():
         open_run(cfg, run)
-        if not (Path(run)/"split.parquet").exists(): prepare_split(cfg, run)
+        if not all((Path(run)/f).exists() for f in ("split.parquet", "labels.json")): prepare_split(cfg, run)
     return train(cfg, run)
 
 
@@ -735,7 +752,7 @@ def evaluate(
 ):
     "Run robustness suites on a saved model."
     from imdb_sentiment.config import pick_precision
-    from imdb_sentiment.evaluation import positive_chances
+    from imdb_sentiment.evaluation import text_chances
     from imdb_sentiment.model import load_model
     from imdb_sentiment.robustness import rows_of, run_suites
     with told_in_a_sentence():
@@ -743,7 +760,7 @@ def evaluate(
         if Path(out).is_dir(): raise SettingError(f"--out {out!r} is a folder; name a file in it, such as {Path(out)/'suite-metrics.json'}.")
         if not Path(suite).expanduser().exists(): raise SettingError(f"--suite {suite!r}: there is no such file or folder.")
         classifier, tokenizer = load_model(model, where)
-        ask = lambda texts: positive_chances(classifier, tokenizer, texts, pick_precision("auto", where))
+        ask = lambda texts: text_chances(classifier, tokenizer, texts, pick_precision("auto", where))
         found, rates = run_suites(suite, ask, tuple(classifier.config.id2label.values()), print)
         if not found: raise SettingError(f"There is no suite in {suite}. A suite is CheckList's .jsonl, or a table (.csv, .tsv, .parquet, .jsonl) with text and label, or with original, edited and label.")
         write_json(out, dict(robustness=found, checklist_tests=rows_of(rates)))

@@ -170,7 +170,7 @@ def make_app(
         yield
         await asyncio.to_thread(batcher.close)
 
-    app = FastAPI(title="imdb_sentiment", description="Sentiment of film reviews, with calibrated probabilities.", lifespan=lifespan)
+    app = FastAPI(title="imdb_sentiment", description=f"Labels texts {', '.join(predictor.labels[:20])}{' and others' if len(predictor.labels) > 20 else ''}, with calibrated probabilities.", lifespan=lifespan)
     app.add_middleware(BodyLimit, most_bytes=most_bytes, seconds=seconds)
     app.state.batcher = batcher
 

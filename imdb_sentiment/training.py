@@ -29,7 +29,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from .config import (Config, PALETTE, RunError, SettingError, atomic_path, chapter_run, code_fingerprint, house_style, open_run, pick_device,
                                    pick_precision, project_root, read_json, recover, remove, save_figure, seed_everything, settings_until, write_json)
-from .data import LengthBatches, collate, load_split, load_tokenizer, prepare_split, text_hash, tokenize_reviews
+from .data import LengthBatches, collate, load_split, load_tokenizer, prepare_split, text_hash, tokenize_reviews, with_labels
 from .model import load_model, make_model, save_model
 
 # %% ../nbs/03_training.ipynb #5cc787fb
@@ -272,7 +272,7 @@ def run_identity(
     reviews:pd.DataFrame # The split
 ) -> str:
     "A hash of all that the trained weights depend on. Where reviews and backbone lie, how often checkpoints are written and how a batch is divided is not part of it."
-    settings = {k: v for k, v in settings_until(cfg, "training").items() if k not in ("checkpoint_minutes", "micro_batch", "data")} | {"backbone": Path(cfg.backbone).name}
+    settings = {k: v for k, v in settings_until(cfg, "training").items() if k not in ("checkpoint_minutes", "micro_batch", "data", "test_share")} | {"backbone": Path(cfg.backbone).name}
     weights = Path(cfg.backbone)/"model.safetensors"
     digest = file_digest(weights) if weights.exists() else ""
     parts = [settings, text_hash(reviews), reviews.part.tolist(), digest, code_fingerprint(["train"])]
@@ -340,12 +340,12 @@ def micro_batches(
 class TrainingJob:
     "Model, optimizer, data and state of one run, as they were at its newest checkpoint."
     def __init__(self, cfg:Config, run, stop_asked=()):
-        self.cfg, self.run, self.device, self.stop_asked = cfg, Path(run), pick_device(cfg.device), stop_asked
+        self.cfg, self.run, self.device, self.stop_asked = with_labels(cfg, run), Path(run), pick_device(cfg.device), stop_asked
         self.precision = pick_precision(cfg.precision, self.device)
         AcceleratorState._reset_state() # else the first run of a process would fix the precision of all later ones
         self.accelerator = Accelerator(cpu=self.device == "cpu", mixed_precision={"bf16": "bf16", "fp32": "no"}[self.precision])
         with self.accelerator.main_process_first(): self.read_data() # which fills the cache that the others then use
-        model = make_model(cfg, self.tokenizer, self.device).to(self.accelerator.device)
+        model = make_model(self.cfg, self.tokenizer, self.device).to(self.accelerator.device)
         self.total_steps = len(self.batches) * cfg.epochs
         optimizer, self.schedule = make_optimizer(model, cfg, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)

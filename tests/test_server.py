@@ -25,7 +25,7 @@ TEXTS = ["a wonderful film", "a dull film", "a film", "wonderful , wonderful and
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "tiny-model"
     tokenizer = tiny_tokenizer(TEXTS * 5)
-    save_model(make_model(Config(max_length=32, truncation="head+tail", label_names=("bad", "good")), tokenizer), tokenizer, folder)
+    save_model(make_model(Config(max_length=32, truncation="head+tail", label_names=("neg", "pos")), tokenizer), tokenizer, folder)
     return folder
 
 
@@ -145,7 +145,7 @@ def test_demo_page_in_a_browser(server, browser, width):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_selector("#result:not([hidden])")
-    assert re.fullmatch(r"(good|bad), \d+\.\d % sure", page.text_content("#answer"))
+    assert re.fullmatch(r"(neg|pos), \d+\.\d % sure", page.text_content("#answer"))
     assert page.text_content("#pieces") == long and page.locator("#pieces s").count() and page.locator("#pieces b").count() == 0
     assert "left out" in page.text_content("#notes")
     page.click("text=A good one")
