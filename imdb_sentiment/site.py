@@ -16,8 +16,8 @@ from pathlib import Path
 
 import nbformat
 
-from .config import RunError, atomic_path, code_fingerprint, project_root, remove, write_json
-from .pipeline import BELIEVE_PAGE, code_cells, local_kernel, local_paths, names_used, publishable
+from .config import RunError, atomic_path, code_fingerprint, project_root, read_json, remove, write_json
+from .pipeline import BELIEVE_PAGE, code_cells, local_kernel, local_paths, names_used, publishable, what_holds
 from .config import Config
 
 # %% ../nbs/10_site.ipynb #site0006
@@ -92,18 +92,20 @@ def executed(
 def published(
     name:str, # Of a notebook
     reports # Folder of the reports
-):
-    "The notebook as a report or a bench published it, the most accurate report first; None if none did."
-    def accuracy(path):
-        metrics = json.loads((Path(reports)/path.relative_to(reports).parts[0]/"metrics.json").read_text(encoding="utf-8"))
-        return metrics.get("accuracy", dict(value=0))["value"] * (not metrics.get("data_name", "").startswith("embedded"))
+) -> tuple:
+    "The notebook as a report or a bench published it, the most accurate report first, and what holds of its data (`what_holds`); None and nothing if none did."
+    import nbformat
+    def metrics(path): return read_json(Path(reports)/path.relative_to(reports).parts[0]/"metrics.json")
+    def accuracy(path): return metrics(path).get("accuracy", dict(value=0))["value"] * (not metrics(path).get("data_name", "").startswith("embedded"))
     found = sorted([*Path(reports).glob(f"*/chapters/{name}.ipynb"), *Path(reports).glob(f"*/{name}.ipynb")], key=accuracy)
-    return nbformat.read(found[-1], 4) if found else None
+    if not found: return None, set()
+    return nbformat.read(found[-1], 4), what_holds(metrics(found[-1])) if "data_name" in metrics(found[-1]) else set()
 
 
 def with_outputs(
     current, # The notebook as it is in `nbs`
     measured, # From `published`, or None
+    holds:set, # From `published`: cells for other data are left out
     run # Function from a notebook to one with the outputs of its examples
 ):
     "The notebook to show: examples as `current` has them, the cells that were measured as they were published."
@@ -112,6 +114,7 @@ def with_outputs(
     examples = [c for c in current.cells if c.cell_type == "code" and not is_measured(c)]
     same = all(c.id in theirs and theirs[c.id].source == c.source for c in examples)
     ran = theirs if same else {c.id: c for c in run(current).cells}
+    current.cells = [c for c in current.cells if {t for t in c.metadata.get("tags", []) if t.startswith("if-")} <= holds]
     for c in current.cells:
         if c.cell_type != "code": continue
         source = theirs.get(c.id) if is_measured(c) else ran.get(c.id)
@@ -262,7 +265,7 @@ def lay_out(
     shutil.copytree(notebooks/"site", staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for module, chapter in chapter_of(notebooks).items():
         say(f"{chapter} ...")
-        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), published(chapter, reports), lambda n: run(n, chapter, notebooks))
+        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), *published(chapter, reports), lambda n: run(n, chapter, notebooks))
         page = nbformat.v4.new_notebook(cells=page_cells(notebook), metadata=KERNEL)
         page.cells[0].source = page.cells[0].source.replace("# ", f"# {chapter.split('_')[0]} ", 1) # the order to read them in
         page.cells.insert(1, nbformat.v4.new_markdown_cell(notebook_links(root, f"nbs/{chapter}.ipynb"), id="links"))
