@@ -285,7 +285,8 @@ def baseline_answers(
     "Answers of each baseline on one part (a column for each of `baselines_for`), and what each chose on validation."
     train, val, rows = (reviews[reviews.part == p] for p in ("train", "val", part))
     often = int(train.label.mode().iloc[0])
-    found, chosen = dict(majority=often), dict(majority=dict(label=often))
+    found:dict = dict(majority=often)
+    chosen:dict = dict(majority=dict(label=often))
     for name in baselines_for(names):
         if name == "vader":
             threshold = best_threshold(vader_scores(val.text), val.label)

@@ -265,7 +265,8 @@ def lay_out(
     shutil.copytree(notebooks/"site", staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for module, chapter in chapter_of(notebooks).items():
         say(f"{chapter} ...")
-        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), *published(chapter, reports), lambda n: run(n, chapter, notebooks))
+        measured, holds = published(chapter, reports)
+        notebook = with_outputs(nbformat.read(notebooks/f"{chapter}.ipynb", 4), measured, holds, lambda n: run(n, chapter, notebooks))
         page = nbformat.v4.new_notebook(cells=page_cells(notebook), metadata=KERNEL)
         page.cells[0].source = page.cells[0].source.replace("# ", f"# {chapter.split('_')[0]} ", 1) # the order to read them in
         page.cells.insert(1, nbformat.v4.new_markdown_cell(notebook_links(root, f"nbs/{chapter}.ipynb"), id="links"))
