@@ -283,7 +283,7 @@ def lay_out(
         shutil.copy(page, staging/"extra"/"reports"/page.parent.name/page.name)
     for figures in sorted(reports.glob("*/figures")): shutil.copytree(figures, staging/"reports"/figures.parent.name/"figures")
     for name, page in (("README", "home"), ("CHANGELOG", "changelog"), ("CONTRIBUTING", "contributing")):
-        text = re.sub(r"^<!--.*?-->\n", "", (root/f"{name}.md").read_text(encoding="utf-8")).replace("](nbs/", "](chapters/")
+        text = re.sub(r"^<!--.*?-->\n", "", (root/f"{name}.md").read_text(encoding="utf-8")).replace("](nbs/index.ipynb", "](index.md").replace("](nbs/", "](chapters/")
         (staging/f"{page}.md").write_text(linked(text, "reports"), encoding="utf-8")
     write_json(staging/"numbers.json", {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in sorted(reports.glob("*/metrics.json")) if not p.parent.name.startswith("demo")})
 
