@@ -148,7 +148,7 @@ def read_columns(
     cfg:Config # Names of the columns
 ) -> pd.DataFrame:
     "The file as it is; raises `DataError` if it cannot be read or lacks a column."
-    try: raw = READERS[path.suffix](path)
+    try: raw = READERS[path.suffix.lower()](path)
     except UnicodeDecodeError as e: raise DataError(f"{path} is not UTF-8 (byte {e.start}). Convert it first.") from None
     except (ValueError, OSError) as e: raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {str(e) or 'it is empty'}. Is the file whole?") from e
     if raw.empty: raise DataError(f"{path} holds no rows.")
@@ -393,17 +393,16 @@ def load_reviews(
     cfg:Config # `data` says where from
 ) -> tuple:
     "The checked table of reviews of any source, at most `cfg.limit` of each part, and the label names."
-    path = Path(cfg.data).expanduser()
-    tables = path.is_file() and path.suffix in READERS, path.is_dir() and not any((path/p).is_dir() for p in ("train", "test"))
-    if tables[0]: df, names = read_file(path, cfg)
-    elif tables[1]: df, names = read_folder(path, cfg)
-    elif cfg.data != "embedded" and not path.exists() and not (path.is_absolute() or cfg.data.startswith((".", "~")) or path.suffix in (".gz", *READERS)): df, names = read_hub(cfg.data, cfg)
-    else:
-        if cfg.data == "embedded": df = embedded_reviews(cfg.seed)
-        elif path.exists(): df = read_archive(path)
-        else: raise DataError(f"data={cfg.data!r}: no such file or folder.")
+    path, embedded = Path(cfg.data).expanduser(), cfg.data == "embedded"
+    if not embedded and path.is_file() and path.suffix.lower() in READERS: df, names = read_file(path, cfg)
+    elif not embedded and path.is_dir() and not any((path/p).is_dir() for p in ("train", "test")): df, names = read_folder(path, cfg)
+    elif not embedded and path.is_file() and path.suffix.lower() not in (".gz", ".tgz", ".tar"): raise DataError(f"data={cfg.data!r}: a file is read as {', '.join(READERS)}, or as the original archive .tar.gz. Convert it to one of them.")
+    elif embedded or path.exists():
+        df = embedded_reviews(cfg.seed) if embedded else read_archive(path)
         names = resolve_labels(df.label, cfg.label_names, cfg.data)
         df["label"] = label_ids(df.label, names, cfg.data)
+    elif path.is_absolute() or cfg.data.startswith((".", "~")) or path.suffix in (".gz", *READERS): raise DataError(f"data={cfg.data!r}: no such file or folder.")
+    else: df, names = read_hub(cfg.data, cfg)
     df["rating"] = pd.to_numeric(df.rating).astype("Int64") if "rating" in df else pd.array([pd.NA] * len(df), dtype="Int64")
     if cfg.limit: df = pd.concat([balanced_sample(d, cfg.limit, cfg.seed) for _, d in df.groupby("part", sort=False)])
     return check_reviews(df[["id", "part", "text", "label", "rating"]], cfg.data, names), names

@@ -279,7 +279,8 @@ def run_pipeline(
     ran = []
     with locked(run), orderly_exit():
         for name, (old, new) in adopt_config(cfg, run).items(): say(f"{name} was {old!r} and is {new!r} now")
-        parameters = dict(preset=preset, run=str(run), **{k: getattr(cfg, k) for k in overrides})
+        plain = lambda v: list(v) if isinstance(v, tuple) else v # papermill would turn a tuple into text
+        parameters = dict(preset=preset, run=str(run), **{k: plain(getattr(cfg, k)) for k in overrides})
         for i, chapter in enumerate(CHAPTER_LIST, 1):
             label = f"[{i}/{len(CHAPTER_LIST)}] {chapter.name}"
             if is_current(chapter, cfg, run, notebooks): say(f"{label}: up to date"); continue

@@ -7,6 +7,7 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -15,6 +16,7 @@ from imdb_sentiment.data import DataError, load_reviews
 from imdb_sentiment.deployment import model_card
 from imdb_sentiment.evaluation import answers_in, chances_in
 from imdb_sentiment.inference import Predictor
+from imdb_sentiment.pipeline import CHAPTER_LIST
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(epochs=3, resamples=20, warmup_steps=2, batch_size=16, learning_rate=0.005, max_length=32, text_column="note", label_column="verdict")
@@ -32,15 +34,29 @@ def notes(labels, n, seed=0):
     return pd.DataFrame(rows)
 
 
-def report(table, path, run, name, **settings):
-    "The command, as anybody would call it: metrics, page and report folder."
+def project(folder):
+    "The chapters without their examples and asserts, which other tests run: a project in which a report takes half the time."
+    (folder / "nbs").mkdir()
+    shutil.copy(ROOT / "settings.ini", folder)
+    for chapter in CHAPTER_LIST:
+        notebook = nbformat.read(ROOT / "nbs" / f"{chapter.name}.ipynb", 4)
+        cells = notebook.cells
+        start = next(i for i, c in enumerate(cells) if c.source.startswith("## Run this chapter"))
+        imports = next((c for c in cells if c.source.startswith("#| hide")), None)
+        notebook.cells = [c for i, c in enumerate(cells) if i >= start or c is imports or c.source.startswith("#| export")]
+        nbformat.write(notebook, folder / "nbs" / f"{chapter.name}.ipynb")
+
+
+def report(table, path, **settings):
+    "The command, as anybody would call it: metrics, folder of the report, run folder."
     table.to_json(path, orient="records", lines=True) if path.suffix == ".jsonl" else table.to_csv(path, index=False)
+    project(path.parent)
     sets = [a for k, v in {**SMALL, **settings, "data": path}.items() for a in ("--set", f"{k}={v}")]
-    done = subprocess.run([sys.executable, "-c", "from imdb_sentiment.pipeline import main; main()", "report", "--name", name, "--run-dir", str(run), *sets], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "from imdb_sentiment.pipeline import main; main()", "report", "--name", "own", *sets], cwd=path.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     assert f"on the test part of {path.name}" in done.stdout
-    folder = ROOT / "reports" / name
-    return read_json(folder / "metrics.json"), folder
+    folder = path.parent / "reports" / "own"
+    return read_json(folder / "metrics.json"), folder, path.parent / "runs" / "own"
 
 
 def words(page):
@@ -58,18 +74,12 @@ def is_about_the_shop(folder):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    run = tmp_path_factory.mktemp("three") / "run"
-    metrics, folder = report(notes(("poor", "fine", "good"), 240), run.parent / "shop.csv", run, "own-data-of-the-tests-3")
-    yield metrics, folder, run
-    shutil.rmtree(folder)
+    return report(notes(("poor", "fine", "good"), 240), tmp_path_factory.mktemp("three") / "shop.csv")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    run = tmp_path_factory.mktemp("two") / "run"
-    metrics, folder = report(notes(("poor", "good"), 160), run.parent / "shop.jsonl", run, "own-data-of-the-tests-2", label_names="poor,good", epochs=1)
-    yield metrics, folder, run
-    shutil.rmtree(folder)
+    return report(notes(("poor", "good"), 160), tmp_path_factory.mktemp("two") / "shop.jsonl", label_names="poor,good", epochs=1)
 
 
 def test_three_labels_from_end_to_end(three):
