@@ -42,7 +42,7 @@ def project(folder):
         notebook = nbformat.read(ROOT / "nbs" / f"{chapter.name}.ipynb", 4)
         cells = notebook.cells
         start = next(i for i, c in enumerate(cells) if c.source.startswith("## Run this chapter"))
-        imports = next((c for c in cells if c.source.startswith("#| hide")), None)
+        imports = next((c for c in cells if c.source.startswith("#| hide") and "On Colab" not in c.source), None)
         notebook.cells = [c for i, c in enumerate(cells) if i >= start or c is imports or c.source.startswith("#| export")]
         nbformat.write(notebook, folder / "nbs" / f"{chapter.name}.ipynb")
 
