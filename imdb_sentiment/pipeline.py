@@ -203,13 +203,15 @@ def local_kernel():
 
     class LocalKernel(AsyncKernelManager):
         def __init__(self, *args, **kwargs):
-            if os.name == "posix": kwargs |= dict(transport="ipc", ip=f"{tempfile.mkdtemp(prefix='kernel-')}/socket")
+            self.sockets = tempfile.mkdtemp(prefix="kernel-") if os.name == "posix" else None
+            if self.sockets: kwargs |= dict(transport="ipc", ip=f"{self.sockets}/socket")
             super().__init__(*args, **kwargs)
             self.shutdown_wait_time = 120 # seconds, for training to save
 
         async def shutdown_kernel(self, now=False, restart=False):
             if not now and await self.is_alive(): await self.interrupt_kernel()
             await super().shutdown_kernel(now, restart)
+            if self.sockets and not restart: shutil.rmtree(self.sockets, ignore_errors=True)
     return LocalKernel
 
 # %% ../nbs/08_pipeline.ipynb #4eb4a492
