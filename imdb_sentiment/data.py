@@ -8,11 +8,11 @@ __all__ = ['FORMS', 'MOST_LABELS', 'MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_S
            'check_reviews', 'review_row', 'safe_members', 'read_archive', 'read_columns', 'table_rows', 'read_folder',
            'embedded_grammar', 'part_lists', 'draw_word', 'fill_template', 'draw_templates', 'plan_review',
            'generate_review', 'generate_reviews', 'embedded_reviews', 'text_key', 'split_reviews', 'read_file',
-           'load_reviews', 'read_hub', 'balanced_sample', 'text_hash', 'prepare_split', 'with_labels', 'load_split',
-           'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'encode_texts', 'tokenize_reviews',
-           'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary', 'cut_shares', 'plot_lengths',
-           'plot_stars', 'telling_words', 'plot_telling', 'telling_tables', 'telling_lists', 'copies', 'copy_counts',
-           'notable_reviews']
+           'load_reviews', 'hub_table', 'read_hub', 'balanced_sample', 'text_hash', 'prepare_split', 'with_labels',
+           'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'encode_texts',
+           'tokenize_reviews', 'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary',
+           'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'plot_telling', 'telling_tables',
+           'telling_lists', 'copies', 'copy_counts', 'notable_reviews']
 
 # %% ../nbs/01_data.ipynb #7323c33a
 import hashlib, json, os, random, re, tarfile
@@ -408,19 +408,31 @@ def load_reviews(
     return check_reviews(df[["id", "part", "text", "label", "rating"]], cfg.data, names), names
 
 
+def hub_table(
+    dataset, # A split, as `datasets` loads it
+    label_column:str
+) -> pd.DataFrame:
+    "The split as a table; numbered labels by the names that the dataset has for them."
+    from datasets import ClassLabel
+    table, kind = dataset.to_pandas(), dataset.features.get(label_column)
+    if isinstance(kind, ClassLabel): table[label_column] = [kind.int2str(i) if i >= 0 else None for i in table[label_column]] # -1: not labelled
+    return table
+
+
 def read_hub(
     name:str, # Such as `stanfordnlp/imdb`
     cfg:Config # Names of the columns
 ) -> tuple:
     "The train and test splits of a dataset on the Hugging Face Hub, and the label names; ids are positions, since the Hub's IMDb has no names."
     from datasets import load_dataset
-    try: splits = {part: load_dataset(name, split=part).to_pandas() for part in ("train", "test")}
+    try: splits = {part: load_dataset(name, split=part) for part in ("train", "test")}
     except Exception as e: # the Hub's client raises many kinds: no network, no such name, no such split
         raise DataError(f"data={name!r} could not be loaded from the Hugging Face Hub ({type(e).__name__}). Without a network, set data to a folder: "
                         "the unpacked aclImdb archive, or train and test as parquet, CSV or JSONL.") from e
-    for part, raw in splits.items():
+    for dataset in splits.values():
         for column in (cfg.text_column, cfg.label_column):
-            if column not in raw: raise DataError(f"{name} has no column {column!r}; it has {', '.join(raw.columns)}.")
+            if column not in dataset.column_names: raise DataError(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+    splits = {part: dataset.to_pandas() if cfg.label_names else hub_table(dataset, cfg.label_column) for part, dataset in splits.items()}
     names = resolve_labels(pd.concat([raw[cfg.label_column] for raw in splits.values()]), cfg.label_names, name)
     return pd.concat([table_rows(raw[[cfg.text_column, cfg.label_column]], part, cfg, names, name) for part, raw in splits.items()], ignore_index=True), names
 
