@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 
 from .config import RunError, atomic_path, code_fingerprint, project_root, read_json, remove, write_json
-from .pipeline import BELIEVE_PAGE, code_cells, local_kernel, local_paths, names_used, publishable, what_holds
+from .pipeline import load_reports, local_kernel, local_paths, names_used, publishable, what_holds
 from .config import Config
 
 # %% ../nbs/10_site.ipynb #site0006
@@ -93,11 +93,12 @@ def published(
     name:str, # Of a notebook
     reports # Folder of the reports
 ) -> tuple:
-    "The notebook as a report or a bench published it, the most accurate report first, and what holds of its data (`what_holds`); None and nothing if none did."
+    "The notebook as a report or a bench published it, first the reports that README shows, of these the most accurate, and what holds of its data (`what_holds`); None and nothing if none did."
     import nbformat
     def metrics(path): return read_json(Path(reports)/path.relative_to(reports).parts[0]/"metrics.json")
-    def accuracy(path): return metrics(path).get("accuracy", dict(value=0))["value"] * (not metrics(path).get("data_name", "").startswith("embedded"))
-    found = sorted([*Path(reports).glob(f"*/chapters/{name}.ipynb"), *Path(reports).glob(f"*/{name}.ipynb")], key=accuracy)
+    shown = load_reports(reports)
+    def rank(path): return metrics(path).get("name") in shown, metrics(path).get("accuracy", dict(value=0))["value"]
+    found = sorted([*Path(reports).glob(f"*/chapters/{name}.ipynb"), *Path(reports).glob(f"*/{name}.ipynb")], key=rank)
     if not found: return None, set()
     return nbformat.read(found[-1], 4), what_holds(metrics(found[-1])) if "data_name" in metrics(found[-1]) else set()
 
