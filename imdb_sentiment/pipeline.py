@@ -7,12 +7,13 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCHES', 'STYLE', '
            'Chapter', 'code_cells', 'names_used', 'file_hash', 'source_stamp', 'fingerprint', 'is_current',
            'chapter_records', 'Watch', 'orderly_exit', 'environment', 'need_pipeline', 'local_kernel', 'run_chapter',
            'locked', 'adopt_config', 'run_pipeline', 'package_versions', 'machine', 'shown_settings', 'collect_metrics',
-           'what_holds', 'publishable', 'local_paths', 'publish', 'publish_bench', 'claims_table', 'html_table',
-           'chapter_html', 'title_of', 'in_a_sentence', 'page_html', 'headline', 'report_html', 'believe_html',
-           'load_reports', 'over_seeds', 'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence',
-           'absolute_paths', 'report_name', 'report', 'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate',
-           'suite_lines', 'run_bench', 'bench_training', 'bench_inference', 'readme', 'main', 'answer_line',
-           'predict_command', 'score_command', 'export_command', 'push_command', 'serve_command', 'docs_command']
+           'what_holds', 'conditions_of', 'publishable', 'local_paths', 'publish', 'publish_bench', 'claims_table',
+           'html_table', 'chapter_html', 'title_of', 'in_a_sentence', 'page_html', 'headline', 'report_html',
+           'believe_html', 'load_reports', 'over_seeds', 'results_table', 'render_readme', 'settings_help',
+           'told_in_a_sentence', 'absolute_paths', 'report_name', 'report', 'take_seeds', 'train_alone',
+           'train_command', 'seeds', 'evaluate', 'suite_lines', 'run_bench', 'bench_training', 'bench_inference',
+           'readme', 'main', 'answer_line', 'predict_command', 'score_command', 'export_command', 'push_command',
+           'serve_command', 'docs_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -357,6 +358,13 @@ def what_holds(
 WIDGET = "application/vnd.jupyter.widget-view+json" # progress bars of libraries: nothing to see once they have ended
 
 
+def conditions_of(
+    cell # Of a notebook
+) -> set:
+    "Its tags that say for which data it is shown, all of which must be in `what_holds`."
+    return {t for t in cell.metadata.get("tags", []) if t.startswith("if-")}
+
+
 def publishable(
     executed, # The notebook that papermill wrote
     current, # The notebook as it is now
@@ -366,8 +374,7 @@ def publishable(
     "The executed notebook with present prose and without local paths and kernel noise."
     import nbformat
     now = {c.id: c for c in current.cells}
-    conditions = lambda c: {t for t in now.get(c.id, c).metadata.get("tags", []) if t.startswith("if-")}
-    executed.cells = [c for c in executed.cells if conditions(c) <= set(holds)]
+    executed.cells = [c for c in executed.cells if conditions_of(now.get(c.id, c)) <= set(holds)]
     for cell in executed.cells:
         cell.source = now.get(cell.id, cell).source
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}

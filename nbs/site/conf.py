@@ -1,8 +1,4 @@
 "Settings of Sphinx for the docs site. `imdb-sentiment docs` lays everything out in one folder, this file among it."
-import json
-from pathlib import Path
-
-numbers = json.loads((Path(__file__).parent/"numbers.json").read_text(encoding="utf-8"))  # of the published reports
 
 project = html_title = "imdb_sentiment"
 copyright = "2026 onwards, the imdb_sentiment maintainers"
@@ -15,10 +11,9 @@ nb_ipywidgets_js = {}  # nothing is loaded from other hosts
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # so that links in outputs are resolved
 nb_mime_priority_overrides = [("*", "text/plain", 100)]
-myst_enable_extensions = ["fieldlist", "deflist", "substitution", "colon_fence", "attrs_inline"]
+myst_enable_extensions = ["fieldlist", "deflist", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
-myst_substitutions = {name.replace("-", "_"): found for name, found in numbers.items()}
 suppress_warnings = ["myst.header"]  # a notebook may go from its title to a third level
 copybutton_exclude = ".linenos, .gp, .go"
 
