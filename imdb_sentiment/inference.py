@@ -21,7 +21,7 @@ from .calibration import confidence_of, threshold_for
 from .config import Config, PALETTE, RunError, chapter_run, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
 from .data import clean_text, collate, cut_tokens, load_split
 from .evaluation import fit_temperature, negative_log_likelihood
-from .model import load_model, make_model, update_model_config
+from .model import load_model, make_model, no_loading_bars, update_model_config
 from .training import Progress
 
 # %% ../nbs/06_inference.ipynb #73cc9562
@@ -150,7 +150,7 @@ class Predictor:
         level = logging.getLogger("transformers.modeling_utils").level
         logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR) # what it warns of is raised below
         try:
-            loaded, info = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, output_loading_info=True)
+            with no_loading_bars(): loaded, info = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(model)
             if info["missing_keys"]: raise ValueError(f"it has no weights for {', '.join(sorted(info['missing_keys'])[:2])}: no text classifier")
         except Exception as e: # no network, no such name, another kind of model: the library raises many kinds

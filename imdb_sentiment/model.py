@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['CHUNK_SCORES', 'DROPOUT_NAMES', 'mean_pool', 'keep_mask', 'FastDropout', 'ChunkedAttention', 'chunked_attention',
            'attention_for', 'TransformerClassifierConfig', 'build_encoder', 'TransformerClassifier', 'tiny_config',
-           'with_dropouts', 'read_encoder_config', 'load_pretrained', 'use_fast_dropout', 'make_model', 'save_model',
-           'load_model', 'update_model_config']
+           'with_dropouts', 'read_encoder_config', 'no_loading_bars', 'load_pretrained', 'use_fast_dropout',
+           'make_model', 'save_model', 'load_model', 'update_model_config']
 
 # %% ../nbs/02_model.ipynb #ef504e0c
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig,
                           PreTrainedModel)
@@ -218,13 +220,24 @@ def read_encoder_config(
         raise RunError(f"backbone={backbone!r} is no usable encoder ({type(e).__name__}: {str(e)[:200]}). Check the name; without a network, give a folder with config.json and model.safetensors.") from e
 
 
+@contextmanager
+def no_loading_bars():
+    "Without the bars of transformers for reading and writing weights, which take less than a second. Downloads keep theirs."
+    before = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar(); enable_progress_bars()
+    try: yield
+    finally:
+        if before: hf_logging.enable_progress_bar()
+
+
 def load_pretrained(
     model:TransformerClassifier, # Its encoder is filled in place
     backbone:str # Hub name or folder
 ):
     "Load the pretrained weights into the encoder; raises `RunError` if they are absent, damaged or do not fit."
     level = hf_logging.get_verbosity(); hf_logging.set_verbosity_error() # its report on the unused pooler would puzzle
-    try: loaded, info = type(model.encoder).from_pretrained(backbone, output_loading_info=True, dtype=torch.float32, use_safetensors=True)
+    try:
+        with no_loading_bars(): loaded, info = type(model.encoder).from_pretrained(backbone, output_loading_info=True, dtype=torch.float32, use_safetensors=True)
     except Exception as e: # as above
         raise RunError(f"backbone={backbone!r}: its weights cannot be loaded ({type(e).__name__}: {str(e)[:200]}). The folder needs a whole model.safetensors.") from e
     finally: hf_logging.set_verbosity(level)
@@ -269,7 +282,7 @@ def save_model(
     path # Folder, replaced if it exists
 ):
     "Save the model and its tokenizer in Hugging Face format."
-    with atomic_path(path) as tmp:
+    with atomic_path(path) as tmp, no_loading_bars():
         model.save_pretrained(tmp)
         tokenizer.model_max_length = model.config.read_length
         tokenizer.save_pretrained(tmp)
@@ -286,7 +299,8 @@ def load_model(
     try:
         config = TransformerClassifierConfig.from_pretrained(path)
         if config.encoder is None: raise ValueError("its config.json has no encoder")
-        model = TransformerClassifier.from_pretrained(path, config=config, use_safetensors=True)
+        with no_loading_bars(): model, info = TransformerClassifier.from_pretrained(path, config=config, use_safetensors=True, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]): raise ValueError(f"its file lacks {len(missing)} weights, {missing[0]} first")
         model.encoder.set_attn_implementation(attention_for(config.encoder_config(), device))
         return model.to(device).eval(), AutoTokenizer.from_pretrained(path)
     except Exception as e: # a damaged file shows itself in many ways

@@ -872,13 +872,11 @@ def predict_command(
     "Label texts: from the command line, a file of any size, or standard input."
     from imdb_sentiment.files import encoded, model_stamp, predict_file, predict_stream
     from imdb_sentiment.inference import Predictor
-    from transformers.utils.logging import disable_progress_bar
     with told_in_a_sentence(), orderly_exit():
         if texts and source: raise SettingError("Give texts or --input, not both.")
         if bool(source) != bool(out): raise SettingError("--input and --out belong together: the file to read and the file to write.")
         if stdin_format not in ("text", "csv", "tsv", "jsonl"): raise SettingError(f"--stdin-format {stdin_format!r}: choose text, csv, tsv or jsonl.")
         if not texts and not source and sys.stdin.isatty(): raise SettingError("There is nothing to judge. Give a text in quotes, --input FILE, or pipe texts in.")
-        disable_progress_bar() # of loading: it takes less than a second
         predictor = Predictor.load(model, device)
         if texts:
             for text, answer in zip(texts, predictor(texts)): print(answer_line(text, answer))
@@ -906,9 +904,7 @@ def score_command(
 ):
     "Label all rows of a folder of parquet files."
     from imdb_sentiment.scale import score_folder
-    from transformers.utils.logging import disable_progress_bar
     with told_in_a_sentence(), orderly_exit():
-        disable_progress_bar()
         found = score_folder(model, source, out, text_column, engine, workers, address, device)
     print(f"{out}: {found['rows'] - found['rejected']:,} rows answered in {found['files']:,} files." + (f" {found['rejected']:,} rows that could not be judged are in *.rejected.jsonl, with the reason." if found["rejected"] else ""))
 
@@ -917,20 +913,20 @@ def score_command(
 def export_command(
     model:str=typer.Option(..., help="Folder of a saved model."),
     out:str=typer.Option(..., help="Folder to write; it must not exist."),
-    form:str=typer.Option("huggingface", help="huggingface: for transformers and the Hub. onnx: for ONNX Runtime. int8: the same in a quarter of the size. openvino: for OpenVINO, the fastest on a CPU with bf16."),
+    form:str=typer.Option("huggingface", help="huggingface: for transformers and the Hub. onnx: for ONNX Runtime. int8: the same in a quarter of the size. openvino: for OpenVINO, in bf16 where the CPU has it. openvino-int8: as small as int8, and the fastest on a CPU; it needs the training texts of the model's run folder."),
     report:str=typer.Option("", help="Name of the published report that the model card takes its figures from; no card if not given."),
 ):
     "Write a trained model as a folder for others."
-    from imdb_sentiment.deployment import export_model, export_onnx, export_openvino, model_card, quantize
+    from imdb_sentiment.data import load_split
+    from imdb_sentiment.deployment import FORMS, export_form, model_card
     with told_in_a_sentence():
-        if form not in ("huggingface", "onnx", "int8", "openvino"): raise SettingError(f"--form {form!r}: choose huggingface, onnx, int8 or openvino.")
+        if form not in FORMS: raise SettingError(f"--form {form!r}: choose {', '.join(FORMS)}.")
+        run = Path(model).expanduser().resolve().parent
+        if form == "openvino-int8" and not (run/"split.parquet").exists(): raise SettingError(f"--form openvino-int8 reads training texts of the run, and {run} has no split.parquet. Give the model of a run folder, such as runs/best/model.")
         metrics = project_root()/"reports"/report_name(report)/"metrics.json" if report else None
         if metrics and not metrics.exists(): raise SettingError(f"--report {report!r}: there is no {metrics}.")
         card = model_card(read_json(metrics), Path(out).name) if metrics else ""
-        if form == "huggingface": export_model(model, out, card)
-        elif form == "onnx": export_onnx(model, out, card)
-        else:
-            with tempfile.TemporaryDirectory() as tmp: (quantize if form == "int8" else export_openvino)(export_onnx(model, Path(tmp)/"onnx", card), out)
+        export_form(model, out, form, card, load_split(run).query("part == 'train'").text.tolist() if form == "openvino-int8" else ())
     print(f"{out}: {sum(f.stat().st_size for f in Path(out).iterdir()) / 1e6:.1f} MB" + ("" if report else "; without a card, which `push` needs (--report)."))
 
 
@@ -957,11 +953,9 @@ def serve_command(
 ):
     "Answer over HTTP, with a page to try the model. With IMDB_SENTIMENT_API_KEY set, only for those who send it."
     from imdb_sentiment.server import need_serve, serve
-    from transformers.utils.logging import disable_progress_bar
     with told_in_a_sentence():
         need_serve()
         from imdb_sentiment.inference import Predictor
-        disable_progress_bar()
         serve(Predictor.load(model, device), Path(model).name, host, port, os.environ.get("IMDB_SENTIMENT_API_KEY", ""), seconds)
 
 # %% ../nbs/08_pipeline.ipynb #5d0c5a02
