@@ -8,12 +8,10 @@ __all__ = ['share_with_interval', 'confidence_of', 'bin_numbers', 'reliability_t
            'threshold_for', 'answered', 'plot_risk_coverage']
 
 # %% ../nbs/04a_calibration.ipynb #78886fe2
-from pathlib import Path
-
 import numpy as np, pandas as pd
 from scipy.stats import beta, binomtest
 
-from .config import Config, PALETTE, chapter_run, house_style, need, read_json, save_figure, write_json
+from .config import PALETTE, chapter_run, house_style, need, read_json, save_figure, write_json
 from .model import update_model_config
 from .evaluation import chances_in, label_chances, logits_in, negative_log_likelihood, prediction_file
 

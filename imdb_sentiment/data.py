@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .config import Config, PALETTE, RunError, about_films, atomic_path, chapter_run, class_colours, data_name, house_style, need, open_run, read_json, remove, save_figure, write_json
+from .config import Config, PALETTE, RunError, about_films, atomic_path, chapter_run, class_colours, data_name, house_style, need, read_json, remove, save_figure, write_json
 
 # %% ../nbs/01_data.ipynb #68d101ca
 class DataError(ValueError):
@@ -551,7 +551,7 @@ def tokenize_reviews(
     cache # Folder for the cache files
 ):
     "A `datasets.Dataset` with `input_ids`, `label`, and `n_tokens`, the length before the cut."
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     key = hashlib.sha256(f"{text_hash(df)} {tokenizer.backend_tokenizer.to_str()} {max_length} {truncation}".encode()).hexdigest()[:20]
     file = Path(cache)/f"tokens-{key}.arrow"
     Path(cache).mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from . import model as model_module
-from .config import PALETTE, RunError, about_films, atomic_path, chapter_run, house_style, need, pick_precision, project_root, read_json, remove, write_json
+from .config import RunError, about_films, atomic_path, chapter_run, house_style, need, pick_precision, read_json, remove, write_json
 from .data import load_split
 from .inference import Predictor
 from .model import load_model

@@ -173,11 +173,14 @@ def bootstrap_intervals(
     level:float=0.95, # Share of the draws inside the interval
     names=("neg", "pos") # Label names
 ) -> dict:
-    "For each score: `value`, `ci_low`, `ci_high`, by the percentile bootstrap over reviews."
+    "For each score: `value`, `ci_low`, `ci_high`, by the percentile bootstrap over reviews; for an accuracy of 0 or 1 by Wilson's formula."
     table = np.asarray(table)
     draws = np.random.default_rng(seed).multinomial(table.sum(), table.ravel() / table.sum(), resamples).reshape(-1, *table.shape)
     drawn, value, edges = scores(draws, names), scores(table, names), (50 * (1 - level), 50 * (1 + level))
-    return {k: dict(value=float(v), **dict(zip(("ci_low", "ci_high"), map(float, np.percentile(drawn[k], edges))))) for k, v in value.items()}
+    found = {k: dict(value=float(v), **dict(zip(("ci_low", "ci_high"), map(float, np.percentile(drawn[k], edges))))) for k, v in value.items()}
+    right, n = int(np.trace(table)), int(table.sum())
+    if right in (0, n): found["accuracy"].update(zip(("ci_low", "ci_high"), map(float, binomtest(right, n).proportion_ci(level, method="wilson")))) # the same drawn from itself is the same
+    return found
 
 # %% ../nbs/04_evaluation.ipynb #ddcdc447
 def lower_clean(

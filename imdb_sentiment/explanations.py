@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from .config import Config, PALETTE, RunError, about_films, chapter_run, data_name, house_style, need, pick_device, pick_precision, save_figure, write_json
+from .config import Config, PALETTE, about_films, chapter_run, data_name, house_style, need, pick_device, pick_precision, save_figure, write_json
 from .data import balanced_sample, clean_text, collate, cut_tokens, load_split, with_labels
 from .evaluation import answers_in, chances_in, suite_files
 from .model import load_model, make_model

@@ -10,15 +10,15 @@ __all__ = ['MOST_CHARACTERS', 'COLUMNS', 'BATCH_TOKENS', 'InputError', 'as_text'
 import logging, math, numbers
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from scipy.special import logsumexp, softmax
 
-from .calibration import confidence_of, threshold_for
-from .config import Config, PALETTE, RunError, chapter_run, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
+from .calibration import threshold_for
+from .config import Config, RunError, chapter_run, house_style, need, pick_device, pick_precision, read_json, write_json
 from .data import clean_text, collate, cut_tokens, load_split
 from .evaluation import fit_temperature, negative_log_likelihood
 from .model import load_model, make_model, no_loading_bars, update_model_config

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from .config import (Config, PALETTE, RunError, SettingError, atomic_path, chapter_run, code_fingerprint, house_style, open_run, pick_device,
-                                   pick_precision, project_root, read_json, recover, remove, save_figure, seed_everything, settings_until, write_json)
+                                   pick_precision, project_root, read_json, recover, remove, save_figure, settings_until, write_json)
 from .data import LengthBatches, collate, load_split, load_tokenizer, prepare_split, text_hash, tokenize_reviews, with_labels
 from .model import load_model, make_model, save_model
 

@@ -68,6 +68,15 @@ def test_second_run_skips_every_chapter(demo):
     assert done.stdout.count("up to date") == len(CHAPTER_LIST) and time.monotonic() - started < 30
 
 
+def test_pages_are_written_again_from_what_is_published(demo):
+    _, report, _ = demo
+    before = [(report / page).read_bytes() for page in ("report.html", "when-to-believe-it.html")]
+    (report / "report.html").write_text("old")
+    done = subprocess.run([*COMMAND[:3], "pages", NAME], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == [str(report / "report.html")], done.stderr
+    assert [(report / page).read_bytes() for page in ("report.html", "when-to-believe-it.html")] == before
+
+
 def test_changed_learning_rate_makes_training_and_what_follows_stale(demo):
     run, _, _ = demo
     changed = Config(learning_rate=1e-3)
