@@ -63,7 +63,7 @@ def eval_results(
     found.append(("expected_calibration_error", m["calibration"]["ece_after"]["value"], "Expected calibration error"))
     return [EvalResult(**on, metric_type=kind, metric_value=round(value, 5), metric_name=name) for kind, value, name in found]
 
-
+# %% ../nbs/07_deployment.ipynb #c2d2e9f4
 def model_card(
     m:dict, # Content of a report's `metrics.json`
     name:str # Of the model
@@ -178,7 +178,7 @@ def export_onnx(
         finally: logging.disable(logging.NOTSET)
     return out
 
-
+# %% ../nbs/07_deployment.ipynb #aea19954
 def padded_batch(
     rows, # Lists of token ids
     length, # To fill each up to
@@ -190,7 +190,7 @@ def padded_batch(
     for i, r in enumerate(rows): ids[i, :len(r)], mask[i, :len(r)] = r, 1
     return ids, mask
 
-
+# %% ../nbs/07_deployment.ipynb #691f7bd6
 def load_onnx(
     path # An ONNX file of `export_onnx` or `quantize`, its tokenizer beside it
 ) -> tuple:
@@ -276,7 +276,7 @@ def export_openvino(
     with another_form(onnx, "model.onnx", out) as tmp: openvino.save_model(openvino.Core().read_model(Path(onnx)/"model.onnx"), tmp/"model.xml", compress_to_fp16=True)
     return Path(out)
 
-
+# %% ../nbs/07_deployment.ipynb #0b607fd9
 def token_groups(
     lengths, # Of the texts, in their order
     most, # Length that no group is rounded up beyond
@@ -292,7 +292,7 @@ def token_groups(
         else: groups.append((i, i + 1, n))
     return groups
 
-
+# %% ../nbs/07_deployment.ipynb #3f22f310
 def load_openvino(
     path # `model.xml` of `export_openvino`, its weights and tokenizer beside it
 ) -> tuple:
