@@ -33,7 +33,7 @@ def trust_bands(
         rows.append({"when it says": name, "share of the reviews": inside.mean(), "right of 100 answers": 100 * s["accuracy"], "at least": 100 * s["ci_low"], "at most": 100 * s["ci_high"]})
     return pd.DataFrame(rows).set_index("when it says")
 
-# %% ../nbs/05c_when_to_believe_it.ipynb #34346841
+# %% ../nbs/05c_when_to_believe_it.ipynb #f56d78fe
 PLAIN = { # terms of the trade, and what they mean
     "NER": "names of people and places", "SRL": "whose opinion it is, and answers to questions", "POS": "parts of speech", "Vocabulary": "words of praise and blame", "Temporal": "what was and what is now",
     "rotten_tomatoes": "single sentences by critics from Rotten Tomatoes", "sst2": "sentences and phrases by critics from SST-2", "embedded": "of our own", "tokens": "word pieces"}
@@ -58,7 +58,7 @@ def slice_in_words(
     having, lacking = " and ".join(word for no, word in words if not no), " or ".join(word for no, word in words if no)
     return "Reviews " + ", ".join(f"{how} {listed}" for how, listed in (("with", having), ("without", lacking)) if listed)
 
-
+# %% ../nbs/05c_when_to_believe_it.ipynb #f945af6d
 def in_a_nutshell(
     evaluation:dict, # `evaluation.json`
     selective:dict # From `calibration.json`
@@ -72,7 +72,7 @@ def in_a_nutshell(
     else: said.append("There is no degree of sureness at which 99% of its answers could be promised to be right.")
     return said
 
-
+# %% ../nbs/05c_when_to_believe_it.ipynb #476fe855
 def reasons_to_doubt(
     evaluation:dict, # `evaluation.json`
     analysis:dict, # `analysis.json`
@@ -94,7 +94,7 @@ def reasons_to_doubt(
     if worst: said.append(f"Of the basic abilities that were tested one by one, the weakest is this: {plainly(worst[0])}. Its tests fail in {worst[1]:.0%} of the cases on average.")
     return said
 
-
+# %% ../nbs/05c_when_to_believe_it.ipynb #027cbbf9
 def what_the_score_hides(
     evaluation:dict, # `evaluation.json`
     called:str="IMDb reviews", # From `data_name`
@@ -110,7 +110,7 @@ def what_the_score_hides(
     else: said.append(f"The score holds for texts like those in {called}. A text that fits none of the {len(names)} labels still gets one of them.")
     return said
 
-
+# %% ../nbs/05c_when_to_believe_it.ipynb #62dc5f0c
 def can_it_say_why(
     explanations:dict # From `explanations.json`
 ) -> list:

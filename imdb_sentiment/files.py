@@ -110,7 +110,7 @@ def text_rows(
     "Yields a `Row` for each line, which is the text."
     for number, text, fault in lines_of(file): yield Row(number, None, fault, text[:1000]) if fault else Row(number, dict(text=text.rstrip("\r\n")))
 
-
+# %% ../nbs/06a_files.ipynb #b910db38
 CHUNK = 1024 # rows that are judged together; the same file is always cut at the same rows
 
 
@@ -197,7 +197,7 @@ def encoded(
     csv.writer(out, delimiter="\t" if kind == "tsv" else ",", lineterminator="\n").writerows(r.values() for r in rows)
     return out.getvalue().encode(errors="backslashreplace")
 
-
+# %% ../nbs/06a_files.ipynb #81b99e15
 def model_stamp(
     model # Folder of a model, or its name
 ) -> str:
@@ -252,7 +252,7 @@ def join_parts(
                 for p in parts: f.write(p.read_bytes())
     return count
 
-
+# %% ../nbs/06a_files.ipynb #4fdf3d22
 def out_schema(
     schema:pa.Schema, # Of the input
     added:dict, # From `answer_columns`

@@ -776,7 +776,7 @@ def seeds(
             for place in (run, target) if target.exists() else (run,): write_json(place/"seeds"/f"{seed}.json", seed_record(folder))
             print(f"seed {seed}: validation accuracy {summary['best_val_accuracy']:.2%} after epoch {summary['best_epoch']}, {summary['wall_seconds'] / 60:.1f} min")
 
-
+# %% ../nbs/08_pipeline.ipynb #e9daf041
 @app.command(epilog="Example:  imdb-sentiment evaluate --model runs/best/model --suite pairs.tsv")
 def evaluate(
     model:str=typer.Option(..., help="Folder of a saved model."),
