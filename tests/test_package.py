@@ -41,7 +41,7 @@ def settings():
 def built(tmp_path_factory):
     "Names in the sdist, and in the wheel built from it and not from the checkout."
     folder, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=lambda at, names: {n for n in names if n in ("__pycache__", "figures", "chapters", "dist", "build", "runs") or (n[0] == "." and Path(at) == ROOT) or n.startswith("_site") or n.endswith((".parquet", ".egg-info"))})
+    shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=lambda at, names: {n for n in names if n in ("__pycache__", "reports", "dist", "build", "runs") or (n[0] == "." and Path(at) == ROOT) or n.startswith("_site") or n.endswith((".parquet", ".egg-info"))})
     done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "-o", str(out), str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
