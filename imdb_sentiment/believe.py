@@ -53,10 +53,14 @@ def slice_in_words(
 ) -> str:
     "Which reviews stand in it, so that a sentence can begin with it."
     if stars := re.fullmatch(r"stars: (\d+)", name): return f"Reviews by people who gave {stars[1]}{' of 10' if about_films(called) else ''} stars"
-    words = re.findall(r"(no )?('[^']+')", name)
-    if not words or " and ".join(no + word for no, word in words) != name: return f"Reviews of this kind, {plainly(name)}"
-    having, lacking = " and ".join(word for no, word in words if not no), " or ".join(word for no, word in words if no)
-    return "Reviews " + ", ".join(f"{how} {listed}" for how, listed in (("with", having), ("without", lacking)) if listed)
+    parts = name.split(" and ")
+    sizes = [re.fullmatch(r"tokens (up to|over) ([\d,]+)", p) for p in parts]
+    words = [re.fullmatch(r"(no )?('[^']+')", p) for p in parts]
+    if not all(size or word for size, word in zip(sizes, words)): return f"Reviews of this kind, {plainly(name)}"
+    of = [f"of {'up to' if m[1] == 'up to' else 'more than'} {m[2]} word pieces" for m in sizes if m]
+    having, lacking = [m[2] for m in words if m and not m[1]], [m[2] for m in words if m and m[1]]
+    lacking = " or ".join([", ".join(lacking[:-1]), lacking[-1]] if len(lacking) > 1 else lacking)
+    return " ".join(["Reviews", *of, *(["with " + " and ".join(having)] if having else [])]) + ("," if having and lacking else "") + (f" without {lacking}" if lacking else "")
 
 # %% ../nbs/05c_when_to_believe_it.ipynb #f945af6d
 def in_a_nutshell(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'COLUMNS', 'BATCH_TOKENS', 'InputError', 'as_text', 'checked', 'windows_of', 'combined',
-           'Prediction', 'torch_scorer', 'Predictor']
+           'Prediction', 'torch_scorer', 'from_hub', 'Predictor']
 
 # %% ../nbs/06_inference.ipynb #88ea55da
 import logging, math, numbers
@@ -108,8 +108,18 @@ def torch_scorer(
         with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"): return model(**batch).logits.float().cpu().numpy()
     return score
 
+# %% ../nbs/06_inference.ipynb #efd6adca
+def from_hub(
+    name:str # Of a model on the Hugging Face Hub, such as `me/my-model`
+) -> Path|None:
+    "The folder of a model of this project, fetched if need be; None for a model of another kind, or if there is none."
+    from huggingface_hub import hf_hub_download, snapshot_download
+    try: config = read_json(hf_hub_download(name, "config.json"))
+    except Exception: return None # no network, no such name, no access: `Predictor.of_any` says which
+    return Path(snapshot_download(name)) if config.get("model_type") == "transformer-classifier" else None
+
 # %% ../nbs/06_inference.ipynb #e9eed0ae
-BATCH_TOKENS = dict(onnx=512, openvino=65536, cpu=2048, mps=8192, cuda=65536) # more at once was slower on a CPU: a batch's activations should stay in its cache. OpenVINO gets many, and groups them itself
+BATCH_TOKENS = dict(onnx=512, openvino=65536, cpu=2048, mps=8192, cuda=65536) # from the bench: on a CPU a batch's activations should stay in its cache. OpenVINO gets many, and groups them itself
 
 
 class Predictor:
@@ -142,6 +152,7 @@ class Predictor:
             try: config = read_json(folder/"config.json")
             except ValueError as e: raise RunError(f"{folder}/config.json is damaged ({e}). Save the model again.") from e
         elif folder.exists() or str(model).startswith((".", "/", "~")): load_model(folder) # says what is wrong with the folder
+        elif fetched := from_hub(str(model)): return cls.load(fetched, device, **settings)
         graph = next((folder/n for n in ("model.int8.onnx", "model.onnx", "model.xml") if (folder/n).exists()), None) if config and not (folder/"model.safetensors").exists() else None
         kind = where if graph is None else "openvino" if graph.suffix == ".xml" else "onnx"
         if graph:

@@ -691,7 +691,7 @@ def report_name(
 # %% ../nbs/08_pipeline.ipynb #dd2c6efc
 @app.command(epilog="Examples:  imdb-sentiment report  |  imdb-sentiment report --preset paper  |  imdb-sentiment report --preset paper --set data=./aclImdb_v1.tar.gz --set backbone=./distilbert-base-uncased  |  imdb-sentiment report --name shop --set data=shop.csv --set text_column=review --set label_column=verdict")
 def report(
-    preset:str=typer.Option("demo", help="demo: two minutes, offline, embedded corpus. paper: the recipe of the original write-up. best: our own recipe."),
+    preset:str=typer.Option("demo", help="demo: a few minutes, offline, embedded corpus. paper: the recipe of the original write-up. best: our own recipe."),
     set_:list[str]=typer.Option([], "--set", metavar="NAME=VALUE", help="Change a setting; may be given more than once. --list-settings shows them all."),
     name:str=typer.Option("", help="Name of the report and of its run folder; the preset if not given."),
     run_dir:str=typer.Option("", help="Folder of the run; runs/NAME if not given."),

@@ -283,10 +283,10 @@ def lay_out(
         say(f"{path.stem} ...")
         page = nbformat.v4.new_notebook(cells=page_cells(run(nbformat.read(path, 4), path.stem, path.parent), "reports"), metadata=KERNEL)
         nbformat.write(page, staging/path.name)
-    for page in sorted(p for p in reports.glob("*/*.html") if not p.parent.name.startswith("demo")):
-        (staging/"extra"/"reports"/page.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(page, staging/"extra"/"reports"/page.parent.name/page.name)
-    for figures in sorted(reports.glob("*/figures")): shutil.copytree(figures, staging/"reports"/figures.parent.name/"figures")
+    for report in sorted(r for r in reports.iterdir() if not r.name.startswith((".", "demo"))):
+        (staging/"extra"/"reports"/report.name).mkdir(parents=True, exist_ok=True)
+        for page in report.glob("*.html"): shutil.copy(page, staging/"extra"/"reports"/report.name/page.name)
+        if (report/"figures").exists(): shutil.copytree(report/"figures", staging/"reports"/report.name/"figures")
     for name, page in (("README", "home"), ("CHANGELOG", "changelog"), ("CONTRIBUTING", "contributing")):
         text = re.sub(r"^<!--.*?-->\n", "", (root/f"{name}.md").read_text(encoding="utf-8")).replace("](nbs/index.ipynb", "](index.md").replace("](nbs/", "](chapters/")
         (staging/f"{page}.md").write_text(linked(text, "reports"), encoding="utf-8")
