@@ -500,7 +500,7 @@ def chapter_html(
     from nbconvert import HTMLExporter
     start = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "markdown" and c.source.startswith("## Run this chapter"))
     cells = [c for c in notebook.cells[start:] if not {"parameters", "injected-parameters"} & set(c.metadata.get("tags", []))]
-    cells[0] = nbformat.v4.new_markdown_cell(cells[0].source.split("\n", 1)[-1].strip())
+    cells[0] = nbformat.v4.new_markdown_cell(cells[0].source.split("\n", 1)[-1].strip(), id="begin") # else it gets a new one each time
     body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     body = re.sub(r'<a href="(?:\.\./nbs/)?(\w+)\.ipynb[^"]*">(.*?)</a>', lambda m: f'<a href="report.html#{m[1]}">{m[2]}</a>' if m[1] in SECTIONS else m[2], body, flags=re.S) # a page of its own has no notebooks beside it
     return re.sub(r"<script.*?</script>", "", body, flags=re.S).replace("<img ", f'<img alt="Figure of the chapter {html.escape(name)}, described in the text below it" ')
@@ -558,7 +558,7 @@ def report_html(
 """ if about_films(m["data_name"]) else ""
     return page_html(f"{m['name']}: {about}", f"""<p class="note">imdb_sentiment report &middot; {html.escape(m['name'])} &middot; {m['created']}</p><h1>{html.escape(about)}</h1>
 <p>{headline(m)} {gpu}</p>
-<p><a href="{BELIEVE_PAGE}">When to believe it</a>: the same in plain words.</p><nav>{nav}<a href="#run">This run</a></nav>
+{f'<p><a href="{BELIEVE_PAGE}">When to believe it</a>: the same in plain words.</p>' if "believe" in m else ""}<nav>{nav}<a href="#run">This run</a></nav>
 {claims}{"".join(f'<h2 id="{n}">{SECTIONS[n]}</h2>{chapter_html(nb, SECTIONS[n])}' for n, nb in chapters.items())}
 <h2 id="run">This run</h2><p>Seed {m['seed']}; {m['machine']['cores']} cores of {html.escape(m['machine']['processor'])}, {m['machine']['memory_gib']} GiB. {gpu}{resumed}</p>
 {html_table(rows, ("chapter", "wall time", "peak memory"))}{html_table(m['versions'].items(), ("package", "version"))}
@@ -582,9 +582,10 @@ def write_pages(
     m:dict, # Content of its `metrics.json`
     chapters:dict # Name to published notebook
 ):
-    "Write the two pages of a report."
-    rest = {name: notebook for name, notebook in chapters.items() if name != BELIEVE_CHAPTER}
-    for page, text in ((BELIEVE_PAGE, believe_html(m, chapters[BELIEVE_CHAPTER])), ("report.html", report_html(m, rest))):
+    "Write the two pages of a report; one of a report from before that chapter was written."
+    pages = {"report.html": report_html(m, {name: notebook for name, notebook in chapters.items() if name != BELIEVE_CHAPTER})}
+    if BELIEVE_CHAPTER in chapters: pages[BELIEVE_PAGE] = believe_html(m, chapters[BELIEVE_CHAPTER])
+    for page, text in pages.items():
         with atomic_path(Path(folder)/page) as tmp: tmp.write_text(text, encoding="utf-8")
 
 
@@ -595,8 +596,9 @@ def rewrite_pages(
     need_pipeline()
     import nbformat
     files = {c.name: Path(folder)/"chapters"/f"{c.name}.ipynb" for c in CHAPTER_LIST}
-    if missing := [p for p in (Path(folder)/"metrics.json", files[BELIEVE_CHAPTER]) if not p.exists()]: raise RunError(f"{folder} is no published report: it has no {missing[0].name}.")
-    write_pages(folder, read_json(Path(folder)/"metrics.json"), {name: nbformat.read(p, 4) for name, p in files.items() if p.exists()})
+    chapters = {name: nbformat.read(p, 4) for name, p in files.items() if p.exists()}
+    if not chapters or not (Path(folder)/"metrics.json").exists(): raise RunError(f"{folder} is no published report: it has no metrics.json or no chapters.")
+    write_pages(folder, read_json(Path(folder)/"metrics.json"), chapters)
 
 # %% ../nbs/08_pipeline.ipynb #954953b3
 def load_reports(
@@ -915,7 +917,7 @@ def predict_command(
         if not texts and not source and sys.stdin.isatty(): raise SettingError("There is nothing to judge. Give a text in quotes, --input FILE, or pipe texts in.")
         predictor = Predictor.load(model, device)
         if texts:
-            for text, answer in zip(texts, predictor(texts)): print(answer_line(text, answer))
+            for text, answer in zip(texts, predictor(texts)): print(answer_line(text.encode(errors="replace").decode(), answer))
         elif source:
             found = predict_file(predictor, source, out, text_column, model_stamp(model))
             print(f"{out}: {found['rows'] - found['rejected']:,} rows answered" + (f", {found['resumed']:,} rows of an earlier start among them" if found["resumed"] else "") + ".")
@@ -961,7 +963,9 @@ def export_command(
         if form == "openvino-int8" and not (run/"split.parquet").exists(): raise SettingError(f"--form openvino-int8 reads training texts of the run, and {run} has no split.parquet. Give the model of a run folder, such as runs/best/model.")
         metrics = project_root()/"reports"/report_name(report)/"metrics.json" if report else None
         if metrics and not metrics.exists(): raise SettingError(f"--report {report!r}: there is no {metrics}.")
-        card = model_card(read_json(metrics), Path(out).name) if metrics else ""
+        measured = read_json(metrics) if metrics else {}
+        if metrics and (missing := {"accuracy", "calibration", "selective", "robustness"} - set(measured)): raise SettingError(f"--report {report!r}: it is no report of a whole run, as it has no {min(missing)}. Name another one, or publish it again.")
+        card = model_card(measured, Path(out).name) if metrics else ""
         export_form(model, out, form, card, load_split(run).query("part == 'train'").text.tolist() if form == "openvino-int8" else ())
     print(f"{out}: {sum(f.stat().st_size for f in Path(out).iterdir()) / 1e6:.1f} MB" + ("" if report else "; without a card, which `push` needs (--report)."))
 
@@ -984,7 +988,7 @@ def serve_command(
     model:str=typer.Option(..., help="Folder of a saved or exported model, or the Hub name of any text classifier."),
     host:str=typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 opens the server to the network."),
     port:int=typer.Option(8000, min=0, max=65535, help="Port to listen on; 0 takes any that is free."),
-    seconds:float=typer.Option(30.0, min=0.1, help="Longest time for an answer."),
+    seconds:float=typer.Option(30.0, min=0.1, max=86400, help="Longest time for an answer."),
     device:str=typer.Option("auto", help="auto, cuda, mps or cpu."),
 ):
     "Answer over HTTP, with a page to try the model. With IMDB_SENTIMENT_API_KEY set, only for those who send it."

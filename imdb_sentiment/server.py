@@ -56,20 +56,33 @@ class Batcher:
         ended = None in found
         return [j for j in found if j is not None], ended
 
+    def answer(self,
+        jobs:list, # Text, whether to explain, future
+        how # Function from texts to answers
+    ):
+        "Answer those whose senders still wait; a batch that fails is tried one by one, so that no text spoils it for the others."
+        jobs = [j for j in jobs if j[2].running() or j[2].set_running_or_notify_cancel()]
+        if not jobs: return
+        self.seen(len(jobs))
+        try: answers = how([t for t, *_ in jobs])
+        except Exception as e:
+            if len(jobs) == 1: jobs[0][2].set_exception(e)
+            else:
+                for j in jobs: self.answer([j], how)
+        else:
+            for (*_, f), a in zip(jobs, answers): f.set_result(a)
+
     def work(self):
         ended = False
         while not ended:
             jobs, ended = self.next_jobs()
-            with self.lock: self.waiting -= len(jobs)
-            jobs = [j for j in jobs if j[2].set_running_or_notify_cancel()] # its sender may have gone
             plain = [j for j in jobs if not j[1]]
-            for group, answer in [(plain, self.predictor.predict)] * bool(plain) + [([j], lambda texts: [self.predictor.explain(texts[0])]) for j in jobs if j[1]]:
-                self.seen(len(group))
-                try: answers = answer([t for t, *_ in group])
-                except Exception as e: # one bad batch must not end the server
-                    for *_, f in group: f.set_exception(e)
-                else:
-                    for (*_, f), a in zip(group, answers): f.set_result(a)
+            with self.lock: self.waiting -= len(plain)
+            self.answer(plain, self.predictor.predict)
+            for j in jobs: # explanations take long: each waits, and can be given up, until its turn
+                if j[1]:
+                    with self.lock: self.waiting -= 1
+                    self.answer([j], lambda texts: [self.predictor.explain(texts[0])])
 
     def close(self):
         "Take no more texts; return when those that were accepted are answered."
@@ -183,7 +196,7 @@ def make_app(
         if not secrets.compare_digest((given or "").encode(errors="replace"), key.encode()): raise HTTPException(401, "Send the key of this server in the header X-API-Key.", {"WWW-Authenticate": "ApiKey"})
     guarded = [Depends(allowed)] if key else []
 
-    @app.post("/predict", response_model=Answers, dependencies=guarded, responses=told(_400="The body is no JSON in UTF-8", _401="No key, or a wrong one", _408="The body came too slowly", _413="The body is too large", _422="Something in it cannot be judged", _503="Too many texts are waiting; try again after a second", _504="The answer took too long"))
+    @app.post("/predict", response_model=Answers, dependencies=guarded, responses=told(_400="The body is no JSON in UTF-8", _401="No key, or a wrong one", _408="The body came too slowly", _413="The body is too large", _422="Something in it cannot be judged", _500="The model failed", _503="Too many texts are waiting; try again after a second", _504="The answer took too long"))
     async def predict(ask:Ask):
         "Label, calibrated probability, and whether the model would rather not answer, for one text or several."
         start = time.monotonic()
@@ -205,6 +218,9 @@ def make_app(
         except HTTPException as e:
             requests.labels(str(e.status_code)).inc()
             raise
+        except Exception as e: # of the model
+            requests.labels("500").inc()
+            raise HTTPException(500, f"The model failed ({type(e).__name__}: {str(e)[:200]}).") from e
         finally: latency.observe(time.monotonic() - start)
 
     @app.get("/health", response_model=Health, responses=told(_503="It is stopping"))
