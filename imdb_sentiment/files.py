@@ -63,10 +63,11 @@ def csv_rows(
     ahead, lines, names = deque(), lines_of(file), None
     following = lambda: ahead.popleft() if ahead else next(lines, None)
     def needed(record): # the reader asks for further lines while a field is open
+        size = len(record[0][1])
         yield record[0][1]
-        while len(record) < MOST_LINES and sum(len(t) for _, t, _ in record) < MOST_BYTES and (more := following()):
+        while len(record) < MOST_LINES and size < MOST_BYTES and (more := following()):
             if more[2]: ahead.appendleft(more); return
-            record.append(more)
+            record.append(more); size += len(more[1])
             yield more[1]
     while first := following():
         number, text, fault = first

@@ -605,7 +605,7 @@ def load_reports(
     reports=None # Folder of the reports; the project's if not given
 ) -> dict:
     "Name to `metrics.json` of each published report on IMDb: scores on other data do not belong in one table with them."
-    found = {p.parent.name: read_json(p) for p in sorted(Path(reports or project_root()/"reports").glob("*/metrics.json"))}
+    found = {p.parent.name: read_json(p) for p in sorted(Path(reports or project_root()/"reports").glob("*/metrics.json")) if not p.parent.name.startswith((".", "demo"))} # those may be being written
     return {name: m for name, m in found.items() if m.get("data_name") == "IMDb reviews"}
 
 

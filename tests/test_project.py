@@ -87,6 +87,9 @@ def test_published_bench_of_inference_is_whole(path):
         assert abs(100 * (small["accuracy_before"] - small["accuracy"]) - small["accuracy_drop_points"]) < 1e-9 and small["test_reviews"] == 25_000
     assert m["server"]["requests"] == 10_000 == sum(c["requests"] for c in m["server"]["by_clients"]) and m["rows"]["answered"] + m["rows"]["rejected"] == m["rows"]["rows"] == 1_000_000
     assert max(m["onnx_largest_difference"].values()) < 1e-4
+    # what the project promises of answers on a CPU
+    assert all(small["accuracy_drop_points"] <= 0.3 and small["size_ratio"] <= 0.3 for small in (m["int8"], m["openvino_int8"]))
+    assert m["cpu"]["speedup_vs_hf_pipeline"] >= 5 and m["server"]["errors"] == 0 and m["rows"]["peak_memory_bytes"] < 1.5e9
 
 
 def test_readme_is_rendered_from_index():
