@@ -233,5 +233,5 @@ def plot_ways(
         labels = [f"transformers.pipeline,\nbatches of {s['peer_batch_size']}" if k == "peer" else NAMES[k] for k in rates]
         ax.barh(labels, [r["median"] for r in rates.values()], xerr=[[r["median"] - r["low"] for r in rates.values()], [r["high"] - r["median"] for r in rates.values()]], color=[PALETTE["dim"] if k == "peer" else PALETTE["pos"] for k in rates])
         for i, (k, r) in enumerate(rates.items()): ax.annotate(f" {r['median']:.0f}" + ("" if k == "peer" else f" ({s['speedup'][k]['median']:.1f}x)"), (r["high"], i), va="center")
-        ax.set(xlabel="reviews/s", title=name, xlim=(0, 1.3 * max(r["high"] for r in rates.values()))); ax.invert_yaxis()
+        ax.set(xlabel="reviews/s", title=name, xlim=(0, 1.45 * max(r["high"] for r in rates.values()))); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
     return fig
