@@ -61,29 +61,32 @@ def press_run(page):
 
 
 def run_all(page, lab, project, name, seconds=300):
-    "Open a chapter, choose Run All Cells from the menu, wait, save; the notebook as it was saved."
-    page.goto(f"{lab}/lab/tree/{name}.ipynb?token=open&reset")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.get_by_text("| Idle").wait_for(timeout=60_000)  # in the status bar: the kernel is there
-    press_run(page)
-    end, again, path = time.monotonic() + seconds, time.monotonic() + 20, project / f"nbs/{name}.ipynb"
+    "Open a chapter, choose Run All Cells from the menu, wait, save; the notebook as it was saved. A browser and a kernel that have lost each other get a new start."
+    end, path = time.monotonic() + seconds, project / f"nbs/{name}.ipynb"
     while time.monotonic() < end:
-        page.wait_for_timeout(1000)
-        if page.locator(".jp-Dialog .jp-mod-accept").count():  # a slow machine is asked which kernel it wants
-            page.locator(".jp-Dialog .jp-mod-accept").first.click()
-            continue
-        if not page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count(): continue
-        page.keyboard.press("Control+s")
-        page.wait_for_timeout(500)
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        code = [c for c in saved["cells"] if c["cell_type"] == "code" and c["source"]]
-        failed = [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
-        assert not failed, (name, failed[0]["ename"], failed[0]["evalue"])
-        if all(c["execution_count"] for c in code): return saved
-        if time.monotonic() > again and not any(c["execution_count"] for c in code):  # pressed before the kernel was connected
-            press_run(page)
-            again = time.monotonic() + 20
-    raise AssertionError(f"{name} did not end within {seconds} s")
+        page.goto(f"{lab}/lab/tree/{name}.ipynb?token=open&reset")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.get_by_text("| Idle").wait_for(timeout=60_000)  # in the status bar: the kernel is there
+        page.wait_for_timeout(2500)  # what is asked of it before the browser has connected may be lost
+        press_run(page)
+        ran, patience = 0, time.monotonic() + 30
+        while time.monotonic() < min(end, patience):
+            page.wait_for_timeout(1000)
+            if page.locator(".jp-Dialog .jp-mod-accept").count():  # a slow machine is asked which kernel it wants
+                page.locator(".jp-Dialog .jp-mod-accept").first.click()
+                continue
+            page.keyboard.press("Control+s")
+            page.wait_for_timeout(500)
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            code = [c for c in saved["cells"] if c["cell_type"] == "code" and c["source"]]
+            failed = [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
+            assert not failed, (name, failed[0]["ename"], failed[0]["evalue"])
+            idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count()
+            if len(counted := [c for c in code if c["execution_count"]]) > ran: ran, patience = len(counted), time.monotonic() + 120
+            elif idle: patience = min(patience, time.monotonic() + 10)  # nothing more will come
+            if ran == len(code) and idle: return saved
+        page.screenshot(path=project / f"{name}-stalled.png")
+    raise AssertionError(f"{name} did not end within {seconds} s: {ran} of {len(code)} cells ran, screenshot in {project}")
 
 
 def test_chapters_run_in_the_browser(page, lab, project):
