@@ -82,7 +82,7 @@ def run_all(page, lab, project, name, seconds=300):
             failed = [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
             assert not failed, (name, failed[0]["ename"], failed[0]["evalue"])
             idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').count()
-            if len(counted := [c for c in code if c["execution_count"]]) > ran: ran, patience = len(counted), time.monotonic() + 120
+            if len(counted := [c for c in code if c["execution_count"]]) > ran: ran, patience = len(counted), time.monotonic() + 40
             elif idle: patience = min(patience, time.monotonic() + 10)  # nothing more will come
             if ran == len(code) and idle: return saved
         page.screenshot(path=project / f"{name}-stalled.png")
