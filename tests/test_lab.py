@@ -60,7 +60,7 @@ def press_run(page):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
-def run_all(page, lab, project, name, seconds=300):
+def run_all(page, lab, project, name, seconds=900):
     "Open a chapter, choose Run All Cells from the menu, wait, save; the notebook as it was saved. A browser and a kernel that have lost each other get a new start."
     end, path = time.monotonic() + seconds, project / f"nbs/{name}.ipynb"
     while time.monotonic() < end:
