@@ -332,11 +332,11 @@ def predict_file(
     if not source.is_file(): raise InputError(f"there is no file {str(source)!r}")
     if to not in (kind, "jsonl") or to == "text": raise InputError(f"{str(out)!r}: from {source.suffix} rows go to {'' if kind == 'text' else source.suffix + ' or '}.jsonl")
     stat, held, joined = source.stat(), False, False
-    for path in (out, out.with_name(out.name + ".rejected.jsonl")): recover(path)
     parts = parts_folder(out, dict(input=[str(source.resolve()), stat.st_size, stat.st_mtime_ns], model=model, text_column=text_column, long_texts=predictor.long_texts, abstain_below=predictor.abstain_below, batch_tokens=predictor.batch_tokens, format=to))
     try:
         with FileLock(parts/".lock", timeout=0), open(source, "rb") as f:
             held = True
+            for path in (out, out.with_name(out.name + ".rejected.jsonl")): recover(path) # only now: what another process joins is no remains
             schema, names, total = None, (), stat.st_size
             if kind == "parquet":
                 try: table = pq.ParquetFile(f, pre_buffer=False, buffer_size=2**20) # a row group may be larger than the memory
