@@ -32,8 +32,9 @@ lint: $(READY) ## The quick checks, seconds: ruff on library, notebooks and test
 	codespell
 	mypy --no-error-summary
 
-# Two tests run at a time, and threads that wait for work would keep the other one from it.
+# Two tests run at a time, and threads that wait for work would keep the other one from it. No test needs the Hub, and without a network it would be asked in vain for a minute.
 test: export OMP_NUM_THREADS := 1
+test: export HF_HUB_OFFLINE := 1
 test: lint ## Every check: lint, notebooks in sync and clean, their asserts, pytest, the demo report end to end
 	@command -v chromium >/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq chromium; } >/dev/null 2>&1 || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium"
 	nbdev_test --n_workers 2
