@@ -16,7 +16,7 @@ help: ## List the commands
 setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves), and the git hooks
 	@test ! -e .git || ! command -v git >/dev/null || sh .githooks/install
 
-$(READY): constraints.txt settings.ini setup.py pyproject.toml
+$(READY): constraints.txt settings.ini setup.py
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found. Install one, or say which: make setup PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq python3-venv; } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): some minutes the first time."
