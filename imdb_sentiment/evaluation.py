@@ -37,7 +37,7 @@ def label_chances(
     second = expit((logits[:, 1] - logits[:, 0]) / temperature)
     return np.stack([1 - second, second], 1)
 
-
+# %% ../nbs/04_evaluation.ipynb #a3231ecb
 def prediction_columns(
     logits, # (reviews x labels), before the temperature
     names, # Label names
@@ -47,7 +47,7 @@ def prediction_columns(
     chances, logits = label_chances(logits, temperature), np.asarray(logits)
     return {**{f"prob_{n}": chances[:, i] for i, n in enumerate(names) if i == 1 or len(names) > 2}, **{f"logit_{n}": logits[:, i] for i, n in enumerate(names)}}
 
-
+# %% ../nbs/04_evaluation.ipynb #b5afcd1e
 def logits_in(
     predictions:pd.DataFrame # With the columns of `prediction_columns`
 ) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def answers_in(
     "The most probable label of each review."
     return chances_in(predictions).argmax(1)
 
-
+# %% ../nbs/04_evaluation.ipynb #5c74c4b1
 def predict_part(
     cfg:Config,
     run, # Run folder with `model` and `split.parquet`
@@ -92,7 +92,7 @@ def prediction_file(part:str):
     "File name of a part's predictions; the test part's is `predictions.parquet`."
     return "predictions.parquet" if part == "test" else f"predictions-{part}.parquet"
 
-
+# %% ../nbs/04_evaluation.ipynb #0c0df2b2
 def text_chances(
     model, # A `TransformerClassifier`, with its temperature
     tokenizer,
@@ -217,7 +217,7 @@ def fit_tfidf(
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=3, preprocessor=lower_clean)
     return fit_linear(train, val, vectorizer, lambda c: LogisticRegression(C=c, max_iter=1000), strengths)
 
-
+# %% ../nbs/04_evaluation.ipynb #511282ee
 class LogCountRatio(TransformerMixin, BaseEstimator):
     "Weights each column by the log of how much more often it stands in the second class, smoothed by one."
     def fit(self, x, y):
@@ -241,7 +241,7 @@ def fit_nbsvm(
     vectorizer = make_pipeline(CountVectorizer(ngram_range=(1, 2), binary=True, min_df=2, preprocessor=lower_clean), LogCountRatio())
     return fit_linear(train, val, vectorizer, lambda c: LinearSVC(C=c, random_state=0), strengths)
 
-
+# %% ../nbs/04_evaluation.ipynb #23e4497d
 def vader_scores(
     texts # Reviews
 ) -> np.ndarray:
@@ -254,7 +254,7 @@ def vader_scores(
             progress.step(1)
     return np.array(found)
 
-
+# %% ../nbs/04_evaluation.ipynb #a777ac55
 def best_threshold(
     values, # A score for each review
     labels # 0 or 1 for each

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'encode_with_places', 'label_scores', 'score_of', 'explained_labels', 'in_batches', 'integrated_gradients',
-           'occlusion', 'token_logits', 'token_scores', 'attention_rollout', 'faithfulness', 'times_random',
+           'token_logits', 'token_scores', 'occlusion', 'attention_rollout', 'faithfulness', 'times_random',
            'random_scores', 'read_rationales', 'word_scores', 'agreement', 'reading_coverage', 'coloured']
 
 # %% ../nbs/05b_explanations.ipynb #7ab9024f
@@ -54,7 +54,7 @@ def score_of(
         return label_scores(logits, targets, model.config.logit_temperature)
     return score
 
-
+# %% ../nbs/05b_explanations.ipynb #50ad98e6
 def explained_labels(
     answers, # Number of the answer to each review
     n:int # Labels
@@ -71,7 +71,7 @@ def in_batches(
     order = np.argsort([-len(e["input_ids"]) for e in encoded], kind="stable")
     return [order[i:i + size] for i in range(0, len(order), size)]
 
-
+# %% ../nbs/05b_explanations.ipynb #59707525
 def integrated_gradients(
     model, # A `TransformerClassifier`
     tokenizer,
@@ -109,28 +109,6 @@ def integrated_gradients(
     return scores, missing
 
 # %% ../nbs/05b_explanations.ipynb #967498fd
-def occlusion(
-    model, # A `TransformerClassifier`
-    tokenizer,
-    encoded:list, # From `encode_with_places`
-    targets, # From `explained_labels`
-    width:int=4, # Tokens in a window
-    precision:str="fp32" # `fp32` or `bf16`
-) -> list:
-    "For each review the score of each token, towards the target label: what its window is worth, shared among the window."
-    jobs = [] # (review, tokens of the window); no window stands for the whole
-    for i, e in enumerate(encoded):
-        inner = np.flatnonzero(~e["special"])
-        jobs += [(i, inner[:0])] + [(i, inner[j:j + width]) for j in range(0, len(inner), width)]
-    variants = [np.delete(encoded[i]["input_ids"], window) for i, window in jobs]
-    values = token_scores(model, tokenizer, variants, [targets[i] for i, _ in jobs], precision, "occlusion")
-    scores, whole = [np.zeros(len(e["input_ids"])) for e in encoded], {}
-    for (i, window), value in zip(jobs, values):
-        if not len(window): whole[i] = value
-        else: scores[i][window] = (whole[i] - value) / len(window)
-    return scores
-
-
 def token_logits(
     model, # A `TransformerClassifier`
     tokenizer,
@@ -156,7 +134,29 @@ def token_scores(
     logits = token_logits(model, tokenizer, variants, precision, what)
     return label_scores(torch.as_tensor(logits), torch.as_tensor(np.asarray(targets)), model.config.logit_temperature).numpy()
 
+# %% ../nbs/05b_explanations.ipynb #b953d6ad
+def occlusion(
+    model, # A `TransformerClassifier`
+    tokenizer,
+    encoded:list, # From `encode_with_places`
+    targets, # From `explained_labels`
+    width:int=4, # Tokens in a window
+    precision:str="fp32" # `fp32` or `bf16`
+) -> list:
+    "For each review the score of each token, towards the target label: what its window is worth, shared among the window."
+    jobs = [] # (review, tokens of the window); no window stands for the whole
+    for i, e in enumerate(encoded):
+        inner = np.flatnonzero(~e["special"])
+        jobs += [(i, inner[:0])] + [(i, inner[j:j + width]) for j in range(0, len(inner), width)]
+    variants = [np.delete(encoded[i]["input_ids"], window) for i, window in jobs]
+    values = token_scores(model, tokenizer, variants, [targets[i] for i, _ in jobs], precision, "occlusion")
+    scores, whole = [np.zeros(len(e["input_ids"])) for e in encoded], {}
+    for (i, window), value in zip(jobs, values):
+        if not len(window): whole[i] = value
+        else: scores[i][window] = (whole[i] - value) / len(window)
+    return scores
 
+# %% ../nbs/05b_explanations.ipynb #2a314ad0
 def attention_rollout(
     model, # A `TransformerClassifier`
     tokenizer,
@@ -209,7 +209,7 @@ def faithfulness(
     rows = [(k[0], k[1], k[2], toward(k[1], chances[k[1]]) - toward(k[1], p)) for k, p in zip(keys, chances) if k[0] != "whole"]
     return pd.DataFrame(rows, columns=["method", "review", "measure", "value"]).pivot_table(index=["method", "review"], columns="measure", values="value", aggfunc="mean").reindex(list(explanations), level=0)
 
-
+# %% ../nbs/05b_explanations.ipynb #2a01ab0e
 def times_random(
     values, # Of an explanation, for each review
     random, # Of random scores, for the same reviews
@@ -248,7 +248,7 @@ def read_rationales(
             rows.append(dict(id=r["annotation_id"], text=" ".join(words), label=int(r["classification"] == "POS"), marked=marked))
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/05b_explanations.ipynb #610a1636
 def word_scores(
     text:str, # Words separated by spaces
     encoded:dict, # From `encode_with_places`
@@ -263,7 +263,7 @@ def word_scores(
         found[w] = np.nan_to_num(found[w]) + s
     return found
 
-
+# %% ../nbs/05b_explanations.ipynb #13bbc215
 def agreement(
     documents:pd.DataFrame, # From `read_rationales`
     encoded:list, # From `encode_with_places`, one for each

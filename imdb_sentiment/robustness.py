@@ -47,7 +47,7 @@ def read_checklist(
             if not t["direction"]: raise DataError(f"{path}: the DIR test {t['name']!r} has no direction, such as [\"positive\", 1].")
     return tests
 
-
+# %% ../nbs/05a_robustness.ipynb #b6c0d73b
 def test_cases(
     test:dict # From `read_checklist`
 ) -> tuple:
@@ -73,7 +73,7 @@ def case_fails(
     toward = p if what == "positive" or answers[0] else 1 - p # confidence is the probability of the first answer
     return bool((sign * (toward[1:] - toward[0]) < -tolerance).any())
 
-
+# %% ../nbs/05a_robustness.ipynb #e9143607
 def checklist_rates(
     tests:list, # From `read_checklist`
     ask # Function from texts to probabilities of the labels (texts x labels)
@@ -112,7 +112,7 @@ def read_suite_table(
         if empty.any(): raise DataError(f"{path}: row {int(np.argmax(empty)) + 1} has no {column}. Fill it in or take the row out.")
     return table
 
-
+# %% ../nbs/05a_robustness.ipynb #3c9eb396
 def as_pairs(
     table:pd.DataFrame, # Columns `original`, `edited`, `label`; or `text`, `sentiment`, `batch_id`
     names:tuple=("neg", "pos"), # Label names
@@ -125,7 +125,7 @@ def as_pairs(
         table = pd.DataFrame([dict(original=g.text.iloc[0], edited=g.text.iloc[1], label=g.sentiment.iloc[0]) for g in groups])
     return table.assign(label=label_ids(table.label, names, where))[["original", "edited", "label"]]
 
-
+# %% ../nbs/05a_robustness.ipynb #3868d8e5
 def accuracy_interval(
     right # True or false for each text
 ) -> dict:
@@ -172,7 +172,7 @@ def read_suite(
     if {"original", "edited", "label"} <= set(table) or {"text", "sentiment", "batch_id"} <= set(table): return "pairs", table
     return ("labelled", table) if {"text", "label"} <= set(table) else ("", None)
 
-
+# %% ../nbs/05a_robustness.ipynb #1ab27c2c
 GENERIC = {"all", "data", "dev", "test", "train", "val", "validation"} # file names that say nothing
 
 
@@ -185,7 +185,7 @@ def suite_name(
     own = where in (path, path.parent) and path.stem.lower() not in GENERIC
     return re.sub(r"\W+", "_", (path.stem if own else path.parent.name).lower())
 
-
+# %% ../nbs/05a_robustness.ipynb #fb36ce82
 def rows_of(
     rates # From `checklist_rates`, or None
 ) -> list:
@@ -249,7 +249,7 @@ def shuffle_sentences(text, rng):
     rng.shuffle(found)
     return " ".join(found)
 
-
+# %% ../nbs/05a_robustness.ipynb #135acb48
 def negate(text, rng):
     "A 'not' behind forms of 'to be' where a word of VADER's lexicon follows, directly or after one word, and none of them negates already."
     lexicon = vader_words()
@@ -265,7 +265,7 @@ def vader_words() -> set:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     return {w for w, v in SentimentIntensityAnalyzer().lexicon.items() if abs(v) >= 1}
 
-
+# %% ../nbs/05a_robustness.ipynb #da66ed12
 PERTURBATIONS = {
     "typos in 5% of the words": swap_letters,
     "all capitals": lambda text, rng: text.upper(),

@@ -200,7 +200,7 @@ def write_tensors(
         if not all(torch.equal(f.get_tensor(k), v) for k, v in tensors.items()): raise OSError(f"{path} reads back differently from what was written")
     return file_digest(path)
 
-
+# %% ../nbs/03_training.ipynb #7b3ce828
 def save_checkpoint(
     folder, # `checkpoints` of the run
     parts:dict, # File name without ending to a dict of tensors
@@ -219,7 +219,7 @@ def save_checkpoint(
         raise RunError(f"The checkpoint of step {state.step} could not be written to {folder} ({e}). It needs {size / 2**20:,.0f} MiB beside the last one, which was kept. Free some space and start again: training goes on from there.") from e
     for old in sorted(folder.glob("step-*"))[:-keep]: remove(old)
 
-
+# %% ../nbs/03_training.ipynb #a4e64701
 def load_checkpoint(
     folder, # `checkpoints` of the run
     identity:str # The run's; a checkpoint of another is not used
@@ -405,7 +405,7 @@ def memory_explained(
         advice = f"Set micro_batch={reviews // 2}: the batch stays the same, and training goes on from its last checkpoint." if reviews > 1 else "Lower max_length."
         raise TrainingError(f"Out of memory with {reviews} reviews of up to {cfg.max_length} tokens at a time. {advice}") from e
 
-
+# %% ../nbs/03_training.ipynb #ffc01049
 def train_step(
     job:TrainingJob, # Changed in place
     batch:dict # From `rows_collator`
@@ -428,7 +428,7 @@ def train_step(
     job.state.step += 1; job.state.batch += 1
     job.pending.append((torch.stack([loss, right.float()]), reviews))
 
-
+# %% ../nbs/03_training.ipynb #bbeffe95
 def fetch_losses(
     job:TrainingJob # Changed in place
 ) -> tuple:
@@ -519,7 +519,7 @@ def batch_sizes(
     shapes = np.array([(len(rows), lengths[rows].max()) for rows in job.batches]) # epoch 0 stands for all
     return np.stack([np.ones(len(shapes)), shapes.prod(1), shapes.prod(1) * shapes[:, 1]], 1)
 
-
+# %% ../nbs/03_training.ipynb #ad02ccdf
 def synchronize(
     device:str # `cuda`, `mps` or `cpu`
 ):
@@ -546,7 +546,7 @@ def try_batches(
         job.optimizer.zero_grad()
     return found
 
-
+# %% ../nbs/03_training.ipynb #2159113a
 def update_seconds(
     job:TrainingJob # Left as it is
 ) -> float:
@@ -572,7 +572,7 @@ def evaluation_seconds(
     each = (time.monotonic() - started) / len(some) / job.accelerator.num_processes
     return each * (len(val) + len(job.tokens["train sample"]))
 
-
+# %% ../nbs/03_training.ipynb #7e124a41
 def estimate_cost(
     job:TrainingJob, # Left as it is
     tries:int=8 # Batches to try, from short to long
@@ -590,7 +590,7 @@ def estimate_cost(
     seconds = float(epochs * steps + math.ceil(epochs) * evaluation_seconds(job))
     return dict(seconds=seconds, bytes=peak_memory(job.device) + to_come)
 
-
+# %% ../nbs/03_training.ipynb #f0cafebb
 def cost_in_words(
     cost:dict # From `estimate_cost`
 ) -> str:
@@ -615,7 +615,7 @@ def working_alone(
         yield
     finally: lock.release()
 
-
+# %% ../nbs/03_training.ipynb #db48f1a0
 def set_aside(
     run # Run folder
 ):
@@ -626,7 +626,7 @@ def set_aside(
         tmp.mkdir()
         for path in there: path.rename(tmp/path.name)
 
-
+# %% ../nbs/03_training.ipynb #749fbf91
 def train(
     cfg:Config,
     run # Run folder with `split.parquet`; `model`, `log.jsonl`, `checkpoints` and `training.json` are written there
