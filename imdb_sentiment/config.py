@@ -187,7 +187,7 @@ def remove(
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-
+# %% ../nbs/00_config.ipynb #0122c720
 def write_json(
     path, # File to write
     value # Anything `json` can write; not-a-number is refused

@@ -8,11 +8,11 @@ __all__ = ['FORMS', 'MOST_LABELS', 'MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_S
            'check_reviews', 'review_row', 'safe_members', 'read_archive', 'read_columns', 'table_rows', 'read_folder',
            'embedded_grammar', 'part_lists', 'draw_word', 'fill_template', 'draw_templates', 'plan_review',
            'generate_review', 'generate_reviews', 'embedded_reviews', 'text_key', 'split_reviews', 'read_file',
-           'load_reviews', 'hub_table', 'read_hub', 'balanced_sample', 'text_hash', 'prepare_split', 'with_labels',
+           'balanced_sample', 'hub_table', 'read_hub', 'load_reviews', 'text_hash', 'prepare_split', 'with_labels',
            'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'encode_texts',
            'tokenize_reviews', 'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary',
-           'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'plot_telling', 'telling_tables',
-           'telling_lists', 'copies', 'copy_counts', 'notable_reviews']
+           'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'telling_tables', 'telling_lists',
+           'plot_telling', 'copies', 'copy_counts', 'notable_reviews']
 
 # %% ../nbs/01_data.ipynb #7323c33a
 import hashlib, json, os, random, re, tarfile
@@ -61,7 +61,7 @@ def resolve_labels(
     number = lambda name: re.fullmatch(r"-?\d+(\.\d+)?", name)
     return tuple(sorted(spelt.values(), key=float if all(map(number, spelt)) else lambda n: (n.lower(), n)))
 
-
+# %% ../nbs/01_data.ipynb #3ba6f2c2
 def label_ids(
     labels:pd.Series, # As found in the source: names or numbers
     names:tuple, # The label names in order
@@ -77,7 +77,7 @@ def label_ids(
         raise DataError(f"{where}, row {row}: label {labels[row]!r} is none of {', '.join(names)}. Set label_names, or mend the {bad.sum():,} such rows.")
     return found.astype(int)
 
-
+# %% ../nbs/01_data.ipynb #7d76bc81
 def check_reviews(
     df:pd.DataFrame, # Columns `id`, `part`, `text`, `label`, `rating`
     where:str, # The source, for messages
@@ -156,7 +156,7 @@ def read_columns(
         if column not in raw: raise DataError(f"{path} has no column {column!r}. It has {', '.join(map(str, raw.columns))}: set {name} to one of them.")
     return raw
 
-
+# %% ../nbs/01_data.ipynb #5baca1f2
 def table_rows(
     raw:pd.DataFrame, # From `read_columns`
     part:str, # `train`, `test`, or `row` for a file that is to be split
@@ -175,7 +175,7 @@ def table_rows(
     full = part + "/" + label.map(dict(enumerate(names))) + "/" + number
     return pd.DataFrame(dict(id=number.where(number.str.contains("/"), full), part=part, text=raw[cfg.text_column], label=label, rating=stars))
 
-
+# %% ../nbs/01_data.ipynb #316570ac
 def read_folder(
     path, # Folder with `train.*` and `test.*`
     cfg:Config # Names of the columns and labels
@@ -388,26 +388,17 @@ def read_file(
     df = check_reviews(table_rows(raw, "row", cfg, names, str(path)), str(path), names).assign(part="train")
     return df.assign(part=split_reviews(df, cfg.test_share, 0, "test", names)), names
 
+# %% ../nbs/01_data.ipynb #8d058e83
+def balanced_sample(
+    df:pd.DataFrame, # Reviews of one part
+    n:int, # How many to keep at most
+    seed:int
+) -> pd.DataFrame:
+    "At most `n` reviews, the labels in equal numbers as far as they go, in the order of the table."
+    keep = [d.sample(min(len(d), (n + i) // df.label.nunique()), random_state=seed).index for i, (_, d) in enumerate(df.groupby("label"))]
+    return df.loc[sorted(i for k in keep for i in k)]
 
-def load_reviews(
-    cfg:Config # `data` says where from
-) -> tuple:
-    "The checked table of reviews of any source, at most `cfg.limit` of each part, and the label names."
-    path, embedded = Path(cfg.data).expanduser(), cfg.data == "embedded"
-    if not embedded and path.is_file() and path.suffix.lower() in READERS: df, names = read_file(path, cfg)
-    elif not embedded and path.is_dir() and not any((path/p).is_dir() for p in ("train", "test")): df, names = read_folder(path, cfg)
-    elif not embedded and path.is_file() and path.suffix.lower() not in (".gz", ".tgz", ".tar"): raise DataError(f"data={cfg.data!r}: a file is read as {', '.join(READERS)}, or as the original archive .tar.gz. Convert it to one of them.")
-    elif embedded or path.exists():
-        df = embedded_reviews(cfg.seed) if embedded else read_archive(path)
-        names = resolve_labels(df.label, cfg.label_names, cfg.data)
-        df["label"] = label_ids(df.label, names, cfg.data)
-    elif path.is_absolute() or cfg.data.startswith((".", "~")) or path.suffix in (".gz", *READERS): raise DataError(f"data={cfg.data!r}: no such file or folder.")
-    else: df, names = read_hub(cfg.data, cfg)
-    df["rating"] = pd.to_numeric(df.rating).astype("Int64") if "rating" in df else pd.array([pd.NA] * len(df), dtype="Int64")
-    if cfg.limit: df = pd.concat([balanced_sample(d, cfg.limit, cfg.seed) for _, d in df.groupby("part", sort=False)])
-    return check_reviews(df[["id", "part", "text", "label", "rating"]], cfg.data, names), names
-
-
+# %% ../nbs/01_data.ipynb #20c0c6dd
 def hub_table(
     dataset, # A split, as `datasets` loads it
     label_column:str
@@ -436,15 +427,24 @@ def read_hub(
     names = resolve_labels(pd.concat([raw[cfg.label_column] for raw in splits.values()]), cfg.label_names, name)
     return pd.concat([table_rows(raw[[cfg.text_column, cfg.label_column]], part, cfg, names, name) for part, raw in splits.items()], ignore_index=True), names
 
-
-def balanced_sample(
-    df:pd.DataFrame, # Reviews of one part
-    n:int, # How many to keep at most
-    seed:int
-) -> pd.DataFrame:
-    "At most `n` reviews, the labels in equal numbers as far as they go, in the order of the table."
-    keep = [d.sample(min(len(d), (n + i) // df.label.nunique()), random_state=seed).index for i, (_, d) in enumerate(df.groupby("label"))]
-    return df.loc[sorted(i for k in keep for i in k)]
+# %% ../nbs/01_data.ipynb #4fc1395f
+def load_reviews(
+    cfg:Config # `data` says where from
+) -> tuple:
+    "The checked table of reviews of any source, at most `cfg.limit` of each part, and the label names."
+    path, embedded = Path(cfg.data).expanduser(), cfg.data == "embedded"
+    if not embedded and path.is_file() and path.suffix.lower() in READERS: df, names = read_file(path, cfg)
+    elif not embedded and path.is_dir() and not any((path/p).is_dir() for p in ("train", "test")): df, names = read_folder(path, cfg)
+    elif not embedded and path.is_file() and path.suffix.lower() not in (".gz", ".tgz", ".tar"): raise DataError(f"data={cfg.data!r}: a file is read as {', '.join(READERS)}, or as the original archive .tar.gz. Convert it to one of them.")
+    elif embedded or path.exists():
+        df = embedded_reviews(cfg.seed) if embedded else read_archive(path)
+        names = resolve_labels(df.label, cfg.label_names, cfg.data)
+        df["label"] = label_ids(df.label, names, cfg.data)
+    elif path.is_absolute() or cfg.data.startswith((".", "~")) or path.suffix in (".gz", *READERS): raise DataError(f"data={cfg.data!r}: no such file or folder.")
+    else: df, names = read_hub(cfg.data, cfg)
+    df["rating"] = pd.to_numeric(df.rating).astype("Int64") if "rating" in df else pd.array([pd.NA] * len(df), dtype="Int64")
+    if cfg.limit: df = pd.concat([balanced_sample(d, cfg.limit, cfg.seed) for _, d in df.groupby("part", sort=False)])
+    return check_reviews(df[["id", "part", "text", "label", "rating"]], cfg.data, names), names
 
 # %% ../nbs/01_data.ipynb #3150cb66
 def text_hash(
@@ -697,24 +697,7 @@ def telling_words(
     table = pd.DataFrame(dict(z=z, neg=a, pos=b), index=vectorizer.get_feature_names_out()).sort_values("z")
     return pd.concat([table.head(top), table.tail(top)])
 
-
-def plot_telling(
-    tables:list, # From `telling_words`
-    titles:list, # One for each
-    right:str="positive" # What bars to the right speak for; empty if the titles say it
-):
-    "The most telling words and phrases as bars."
-    import matplotlib.pyplot as plt
-    columns = min(len(tables), 2 if len(tables) == 2 else 3)
-    rows = -(-len(tables) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(11, (0.2 * max(map(len, tables)) + 1.2) * rows), squeeze=False)
-    for ax in axes.flat[len(tables):]: ax.set_axis_off()
-    for ax, table, title in zip(axes.flat, tables, titles):
-        ax.barh(table.index, table.z, color=[PALETTE["neg" if z < 0 else "pos"] for z in table.z])
-        ax.set(title=title, xlabel=f"z-score of the log-odds ratio{f' (right: {right})' if right else ''}"); ax.tick_params(axis="y", labelsize=9); ax.grid(axis="y", visible=False)
-    return fig
-
-
+# %% ../nbs/01_data.ipynb #c21243b3
 def telling_tables(
     reviews:pd.DataFrame, # `text` and `label`
     names:tuple, # Label names
@@ -733,6 +716,23 @@ def telling_lists(
     "The 15 most telling words of each label, the most telling first."
     if len(names) == 2: return {names[0]: tables[names[1]].index[:15].tolist(), names[1]: tables[names[1]].index[:-16:-1].tolist()}
     return {name: table.index[::-1].tolist() for name, table in tables.items()}
+
+# %% ../nbs/01_data.ipynb #b91d7461
+def plot_telling(
+    tables:list, # From `telling_words`
+    titles:list, # One for each
+    right:str="positive" # What bars to the right speak for; empty if the titles say it
+):
+    "The most telling words and phrases as bars."
+    import matplotlib.pyplot as plt
+    columns = min(len(tables), 2 if len(tables) == 2 else 3)
+    rows = -(-len(tables) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(11, (0.2 * max(map(len, tables)) + 1.2) * rows), squeeze=False)
+    for ax in axes.flat[len(tables):]: ax.set_axis_off()
+    for ax, table, title in zip(axes.flat, tables, titles):
+        ax.barh(table.index, table.z, color=[PALETTE["neg" if z < 0 else "pos"] for z in table.z])
+        ax.set(title=title, xlabel=f"z-score of the log-odds ratio{f' (right: {right})' if right else ''}"); ax.tick_params(axis="y", labelsize=9); ax.grid(axis="y", visible=False)
+    return fig
 
 # %% ../nbs/01_data.ipynb #ba014be4
 def copies(

@@ -127,7 +127,7 @@ def chunks_of(
         if len(chunk) == CHUNK or size >= CHUNK_CHARACTERS: yield chunk; chunk, size = [], 0
     if chunk: yield chunk
 
-
+# %% ../nbs/06a_files.ipynb #ecd96cd0
 def batch_rows(
     batch, # Of Arrow
     first:int # Number of its first row
@@ -140,7 +140,7 @@ def batch_rows(
         except UnicodeDecodeError as e: rows.append(Row(first + i, None, f"the row is not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}. Convert the file"))
     return rows
 
-
+# %% ../nbs/06a_files.ipynb #ef3bcf22
 def parquet_chunks(
     file:pq.ParquetFile,
     first:int=0, # Chunk to begin with
@@ -258,7 +258,7 @@ def write_part(
         if kind == "parquet": pq.write_table(pa.Table.from_pylist(rows, schema), tmp)
         else: tmp.write_bytes(encoded(rows, kind))
 
-
+# %% ../nbs/06a_files.ipynb #c0e3097b
 def join_parts(
     parts:list, # Files of the parts, in order
     out, # File to write

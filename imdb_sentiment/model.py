@@ -219,7 +219,7 @@ def read_encoder_config(
     except Exception as e: # no network, no such name, broken JSON: the library raises many kinds
         raise RunError(f"backbone={backbone!r} is no usable encoder ({type(e).__name__}: {str(e)[:200]}). Check the name; without a network, give a folder with config.json and model.safetensors.") from e
 
-
+# %% ../nbs/02_model.ipynb #bc4cf596
 @contextmanager
 def no_loading_bars():
     "Without the bars of transformers for reading and writing weights, which take less than a second. Downloads keep theirs."
