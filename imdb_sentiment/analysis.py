@@ -139,7 +139,7 @@ def word_columns(
     found = counter.fit_transform(texts).toarray().astype(bool)
     return pd.DataFrame(found, index=texts.index, columns=[f"'{w}'" for w in counter.get_feature_names_out()])
 
-
+# %% ../nbs/05_analysis.ipynb #473889ef
 def leaf_rules(
     tree, # A fitted scikit-learn tree
     columns # Names of its features
@@ -154,7 +154,7 @@ def leaf_rules(
     walk(0, [])
     return rules
 
-
+# %% ../nbs/05_analysis.ipynb #6f1c8594
 def found_slices(
     table:pd.DataFrame, # From `with_outcome`
     traits:pd.DataFrame, # From `trait_columns`
@@ -280,7 +280,7 @@ def learning_sentences(
     if last["gap"] > 0.02: said.append(f"At the end the model was {100 * last['gap']:.1f} points better on training reviews than on validation, so it has begun to learn them by heart." + (" The original write-up reports a gap below 1 point." if films else ""))
     return said
 
-
+# %% ../nbs/05_analysis.ipynb #b2346668
 def strength_sentences(
     evaluation:dict, # `evaluation.json`
     slices:dict, # Name to a table from `slices_by`

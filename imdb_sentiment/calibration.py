@@ -80,7 +80,7 @@ def ece_floor(
     rng, confidence = np.random.default_rng(seed), np.asarray(confidence)
     return float(np.mean([ece(confidence, rng.random(len(confidence)) < confidence, bins) for _ in range(draws)]))
 
-
+# %% ../nbs/04a_calibration.ipynb #4299dd5e
 def brier(
     chances, # Probability of each label (reviews x labels)
     labels # Number of the label of each review
@@ -90,7 +90,7 @@ def brier(
     off = (p - np.eye(p.shape[1])[np.asarray(labels, dtype=int)]) ** 2
     return float(np.mean(off[:, 1] if p.shape[1] == 2 else off.sum(1) / 2))
 
-
+# %% ../nbs/04a_calibration.ipynb #d68e71e9
 def pivotal_interval(
     statistic, # Function of arrays
     arrays, # Of one length; rows are drawn together

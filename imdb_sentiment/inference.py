@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'COLUMNS', 'BATCH_TOKENS', 'InputError', 'as_text', 'checked', 'windows_of', 'by_characters',
-           'combined', 'Prediction', 'torch_scorer', 'from_hub', 'Predictor']
+           'combined', 'Prediction', 'torch_scorer', 'from_hub', 'own_config', 'any_classifier', 'pieces_left_out',
+           'Predictor']
 
 # %% ../nbs/06_inference.ipynb #88ea55da
 import logging, math
@@ -129,13 +130,65 @@ def from_hub(
     "The folder of a model of this project, fetched if need be; None for a model of another kind, or if there is none."
     from huggingface_hub import hf_hub_download, snapshot_download
     try: config = read_json(hf_hub_download(name, "config.json"))
-    except Exception: return None # no network, no such name, no access: `Predictor.of_any` says which
+    except Exception: return None # no network, no such name, no access: `any_classifier` says which
     return Path(snapshot_download(name)) if config.get("model_type") == "transformer-classifier" else None
 
-# %% ../nbs/06_inference.ipynb #e9eed0ae
+# %% ../nbs/06_inference.ipynb #d0e0b617
+def own_config(
+    folder:Path # Of a saved or exported model
+) -> dict|None:
+    "Its `config.json`; None if it has none, or is the folder of a run. Raises `RunError` if the file is damaged."
+    if not (folder/"config.json").exists() or (folder/"model"/"config.json").exists(): return None
+    try: config = read_json(folder/"config.json")
+    except ValueError as e: raise RunError(f"{folder}/config.json is damaged ({e}). Save the model again.") from e
+    if not isinstance(config, dict): raise RunError(f"{folder}/config.json is damaged (it holds no settings). Save the model again.")
+    return config
+
+# %% ../nbs/06_inference.ipynb #7ff34b7b
 BATCH_TOKENS = dict(onnx=512, openvino=65536, cpu=2048, mps=8192, cuda=65536) # from the bench: on a CPU a batch's activations should stay in its cache. OpenVINO gets many, and groups them itself
 
 
+def any_classifier(
+    model, # Folder or Hub name of a text classifier in Hugging Face format
+    device:str # `cuda`, `mps` or `cpu`
+) -> dict:
+    "What `Predictor` is made of, for such a model. Raises `RunError` if it is none."
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    level = logging.getLogger("transformers.modeling_utils").level
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR) # what it warns of is raised below
+    try:
+        with no_loading_bars(): loaded, info = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        if info["missing_keys"]: raise ValueError(f"it has no weights for {', '.join(sorted(info['missing_keys'])[:2])}: no text classifier")
+    except Exception as e: # no network, no such name, another kind of model: the library raises many kinds
+        raise RunError(f"{str(model)!r} is no usable text classifier ({type(e).__name__}: {str(e)[:200]}). Give the folder of a saved model, or the Hub name of a text classifier with model.safetensors.") from e
+    finally: logging.getLogger("transformers.modeling_utils").setLevel(level)
+    if tokenizer.pad_token_id is None: raise RunError(f"{str(model)!r}: its tokenizer has no padding token.")
+    if loaded.config.num_labels < 2: raise RunError(f"{str(model)!r} gives a number and no label. Give a text classifier with at least two labels.")
+    if loaded.config.problem_type == "multi_label_classification": raise RunError(f"{str(model)!r} gives any number of labels to a text. Give a text classifier that chooses one.")
+    taken = next((m.padding_idx + 1 for name, m in loaded.named_modules() if name.endswith("position_embeddings") and getattr(m, "padding_idx", None) is not None), 0) # RoBERTa's kind counts positions from there
+    length = min(tokenizer.model_max_length, getattr(loaded.config, "max_position_embeddings", 512) - taken)
+    labels = [loaded.config.id2label[i] for i in range(loaded.config.num_labels)]
+    return dict(score=torch_scorer(loaded.to(device).eval(), tokenizer.pad_token_id, pick_precision("auto", device)), tokenizer=tokenizer, labels=labels, batch_tokens=BATCH_TOKENS[device], read_length=length, clean=False)
+
+# %% ../nbs/06_inference.ipynb #561ee1c4
+def pieces_left_out(
+    windows:list, # Numbers of the tokens in each window
+    special:list, # 1 for each special token of the text
+    most:int # Pieces at most, about
+) -> list:
+    "Every piece of the windows, each `(number of its window, its tokens, the tokens of that window without it)`; none reaches over a gap."
+    inner = [[i for i in w if not special[i]] for w in windows]
+    width, jobs = max(1, -(-sum(map(len, inner)) // most)), [] # a text may have no token at all
+    for k, tokens in enumerate(inner):
+        gap = next((n for n in range(1, len(tokens)) if tokens[n] > tokens[n - 1] + 1), len(tokens)) # where a cut leaves tokens out
+        for part in (tokens[:gap], tokens[gap:]):
+            for at in range(0, len(part), width):
+                out = part[at:at + width]
+                jobs.append((k, out, [i for i in windows[k] if not out[0] <= i <= out[-1]]))
+    return jobs
+
+# %% ../nbs/06_inference.ipynb #e9eed0ae
 class Predictor:
     "Labels with calibrated probabilities for one text, a list, a stream or a table."
     def __init__(self,
@@ -160,14 +213,11 @@ class Predictor:
         **settings # To set otherwise than the model does: `long_texts`, `abstain_below`, `batch_tokens`
     ):
         "The predictor of a saved model. Raises `RunError` if there is none."
-        config, folder = None, Path(model).expanduser()
-        where = pick_device(device)
-        if (folder/"config.json").exists() and not (folder/"model"/"config.json").exists():
-            try: config = read_json(folder/"config.json")
-            except ValueError as e: raise RunError(f"{folder}/config.json is damaged ({e}). Save the model again.") from e
-            if not isinstance(config, dict): raise RunError(f"{folder}/config.json is damaged (it holds no settings). Save the model again.")
-        elif folder.exists() or str(model).startswith((".", "/", "~")): load_model(folder) # says what is wrong with the folder
-        elif fetched := from_hub(str(model)): return cls.load(fetched, device, **settings)
+        folder, where = Path(model).expanduser(), pick_device(device)
+        config = own_config(folder)
+        if config is None:
+            if folder.exists() or str(model).startswith((".", "/", "~")): load_model(folder) # says what is wrong with the folder
+            elif fetched := from_hub(str(model)): return cls.load(fetched, device, **settings)
         graph = next((folder/n for n in ("model.int8.onnx", "model.onnx", "model.xml") if (folder/n).exists()), None) if config and not (folder/"model.safetensors").exists() else None
         kind = where if graph is None else "openvino" if graph.suffix == ".xml" else "onnx"
         if graph:
@@ -176,32 +226,11 @@ class Predictor:
         elif config and config.get("model_type") == "transformer-classifier":
             loaded, tokenizer = load_model(folder, where)
             score = torch_scorer(loaded, tokenizer.pad_token_id, pick_precision("auto", where))
-        else: return cls.of_any(str(folder) if folder.exists() else model, where, **settings)
+        else: return cls(**{**any_classifier(str(folder) if folder.exists() else model, where), **settings})
         if missing := {"read_length", "truncation"} - set(config): raise RunError(f"{folder} was not exported by this library: its config.json has no {min(missing)}. Use `imdb-sentiment export`.")
         labels = [name for _, name in sorted((int(i), name) for i, name in config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).items())] # transformers does not write its default
         mine = dict(batch_tokens=BATCH_TOKENS[kind], read_length=config["read_length"], truncation=config["truncation"], long_texts=config.get("long_texts", "cut"), abstain_below=config.get("abstain_below"))
         return cls(score, tokenizer, labels, **{**mine, **settings})
-
-    @classmethod
-    def of_any(cls, model, device, **settings):
-        "The predictor of any text classifier in Hugging Face format."
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        level = logging.getLogger("transformers.modeling_utils").level
-        logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR) # what it warns of is raised below
-        try:
-            with no_loading_bars(): loaded, info = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            if info["missing_keys"]: raise ValueError(f"it has no weights for {', '.join(sorted(info['missing_keys'])[:2])}: no text classifier")
-        except Exception as e: # no network, no such name, another kind of model: the library raises many kinds
-            raise RunError(f"{str(model)!r} is no usable text classifier ({type(e).__name__}: {str(e)[:200]}). Give the folder of a saved model, or the Hub name of a text classifier with model.safetensors.") from e
-        finally: logging.getLogger("transformers.modeling_utils").setLevel(level)
-        if tokenizer.pad_token_id is None: raise RunError(f"{str(model)!r}: its tokenizer has no padding token.")
-        if loaded.config.num_labels < 2: raise RunError(f"{str(model)!r} gives a number and no label. Give a text classifier with at least two labels.")
-        if loaded.config.problem_type == "multi_label_classification": raise RunError(f"{str(model)!r} gives any number of labels to a text. Give a text classifier that chooses one.")
-        taken = next((m.padding_idx + 1 for name, m in loaded.named_modules() if name.endswith("position_embeddings") and getattr(m, "padding_idx", None) is not None), 0) # RoBERTa's kind counts positions from there
-        length = min(tokenizer.model_max_length, getattr(loaded.config, "max_position_embeddings", 512) - taken)
-        labels = [loaded.config.id2label[i] for i in range(loaded.config.num_labels)]
-        return cls(torch_scorer(loaded.to(device).eval(), tokenizer.pad_token_id, pick_precision("auto", device)), tokenizer, labels, **{**dict(batch_tokens=BATCH_TOKENS[device], read_length=length, clean=False), **settings})
 
     def encode(self,
         texts # Of `as_text`
@@ -260,21 +289,14 @@ class Predictor:
         ids, special, places, number = e["input_ids"], e["special_tokens_mask"], e["offset_mapping"], list(range(len(e["input_ids"])))
         whole = len(ids) <= self.read_length
         windows = [number] if whole else windows_of(number, special, self.read_length) if self.long_texts == "windows" else [cut_tokens(number, special, self.read_length, self.truncation)]
-        inner, rows, jobs = [[i for i in w if not special[i]] for w in windows], [[ids[i] for i in w] for w in windows], []
-        width = max(1, -(-sum(map(len, inner)) // most)) # a text may have no token at all
-        for k, tokens in enumerate(inner):
-            gap = next((n for n in range(1, len(tokens)) if tokens[n] > tokens[n - 1] + 1), len(tokens)) # where a cut leaves tokens out
-            for part in (tokens[:gap], tokens[gap:]):
-                for at in range(0, len(part), width):
-                    out = part[at:at + width]
-                    jobs.append((k, out, [ids[i] for i in windows[k] if not out[0] <= i <= out[-1]]))
-        logits, sizes = self.score_rows(rows + [row for *_, row in jobs]), [len(r) for r in rows]
+        rows, jobs = [[ids[i] for i in w] for w in windows], pieces_left_out(windows, special, most)
+        logits, sizes = self.score_rows(rows + [[ids[i] for i in rest] for *_, rest in jobs]), [len(r) for r in rows]
         base, owner = logits[:len(rows)], [0] * len(rows)
         answer = combined(base, owner, sizes)
         k = int(answer[0].argmax())
         odds = lambda l: float(l[k] - logsumexp(np.delete(l, k)))
         pieces = []
-        for (window, tokens, row), l in zip(jobs, logits[len(rows):]):
+        for (window, tokens, _), l in zip(jobs, logits[len(rows):]):
             changed = base.copy(); changed[window] = l
             pieces.append(dict(start=places[tokens[0]][0], end=places[tokens[-1]][1], weight=odds(answer[0]) - odds(combined(changed, owner, sizes)[0])))
         return dict(prediction=self.predict([text])[0], text=text, pieces=sorted(pieces, key=lambda p: p["start"]))

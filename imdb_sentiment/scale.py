@@ -96,10 +96,13 @@ def run_local(
     scorer = make_scorer()
     for unit in units: yield scorer.do(unit)
 
-
+# %% ../nbs/06b_scale.ipynb #69d9f0da
 def need_ray():
     "Raise `RunError` if the extra is not installed."
     if not find_spec("ray"): raise RunError("The engine ray needs Ray. Install: pip install 'imdb_sentiment[scale]'.")
+
+
+MOST_DEATHS = 20 # of workers at the same unit: more often it is the unit's fault
 
 
 def run_ray(
@@ -124,9 +127,6 @@ def run_ray(
         for batch in done.iter_batches(batch_size=1, prefetch_batches=0): yield int(batch["rows"][0])
     except ray.exceptions.RayError as e: raise RunError(f"A worker failed: {(str(e).strip().splitlines() or [type(e).__name__])[-1][:300]}. What is done is kept; the same command goes on.") from e
     finally: ray.shutdown()
-
-
-MOST_DEATHS = 20 # of workers at the same unit: more often it is the unit's fault
 
 
 ENGINES = dict(local=run_local, ray=run_ray)
