@@ -143,7 +143,7 @@ def peak_of(
         trainer.train()
     return peak_memory(job.device)
 
-
+# %% ../nbs/09_benchmarks.ipynb #357993d1
 def learnt_in_an_epoch(
     who:str, # `trainer` or `ours`
     settings:dict, # Of `Config`, with `epochs=1`
@@ -163,7 +163,7 @@ def learnt_in_an_epoch(
     logits = predict_logits(model, job.tokens["val"], job.tokenizer.pad_token_id, precision="fp32" if who == "trainer" else job.precision)
     return dict(right=(logits.argmax(-1) == np.array(job.tokens["val"]["label"])).astype(int).tolist(), train_reviews=len(job.tokens["train"]), **cost)
 
-
+# %% ../nbs/09_benchmarks.ipynb #eb2beaf7
 def paired_difference(
     ours, # 1 where ours is right, in the order of the reviews
     theirs, # The same of the peer
@@ -277,7 +277,7 @@ def cost_of(
     weights = sum(p.numel() for n, p in job.plain_model().named_parameters() if p.ndim > 1 and "embed" not in n)
     return dict(seconds=our_epoch(job), peak=peak_memory(job.device), reviews=len(lengths), tokens=float(lengths.mean()), weights=weights)
 
-
+# %% ../nbs/09_benchmarks.ipynb #1e246cd7
 def fit_relative(
     terms, # (points x terms)
     values # Measured
@@ -288,7 +288,7 @@ def fit_relative(
     factors, _ = nnls(terms / values[:, None], np.ones(len(values)))
     return factors.tolist(), float(np.abs(terms @ factors / values - 1).max())
 
-
+# %% ../nbs/09_benchmarks.ipynb #df84bd7a
 def growth_laws(
     points:dict # `reviews`, `tokens` and `size`, each a list from `cost_of`
 ) -> dict:
@@ -403,7 +403,7 @@ def plot_speed(
     a.legend(fontsize=9)
     return fig
 
-
+# %% ../nbs/09_benchmarks.ipynb #afe2cc31
 def plot_ladder(
     ladder:dict # From `climb`
 ):
@@ -420,7 +420,7 @@ def plot_ladder(
     ax.set(yticks=y, yticklabels=["nothing", *("+ " + s["measure"] for s in steps)], xlabel="reviews/s, median and spread", title="What each measure is worth"); ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.legend(fontsize=9, loc="upper right")
     return fig
 
-
+# %% ../nbs/09_benchmarks.ipynb #d3df9deb
 def plot_growth(
     points:dict, # `reviews`, `tokens` and `size`, each a list from `cost_of`
     laws:dict # From `growth_laws`

@@ -39,7 +39,7 @@ def export_all(
     quantize_openvino(folder/"openvino", texts, folder/"openvino-int8")
     return {form: folder/form for form in FORMS}
 
-
+# %% ../nbs/09a_bench_inference.ipynb #0eca4d66
 def peer(
     model, # Folder from `export_model`
     batch_size:int,
@@ -62,7 +62,7 @@ def our_predictor(
     predictor = Predictor.load(model, device, long_texts="cut")
     return lambda texts: np.array([p.probabilities[predictor.labels[1]] for p in predictor(list(texts))])
 
-
+# %% ../nbs/09a_bench_inference.ipynb #585ed14a
 def timed(
     ways:dict, # Name to function of texts
     texts:list,
@@ -77,7 +77,7 @@ def timed(
             found[name].append(time.perf_counter() - start)
     return found
 
-
+# %% ../nbs/09a_bench_inference.ipynb #0c373f38
 def compare_ways(
     forms:dict, # Form to folder
     texts:list,

@@ -180,7 +180,7 @@ def orderly_exit():
     finally:
         if here: signal.signal(signal.SIGTERM, before)
 
-
+# %% ../nbs/08_pipeline.ipynb #29195acf
 @contextmanager
 def environment(
     **values # Variables to set
@@ -192,7 +192,7 @@ def environment(
     finally:
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
-
+# %% ../nbs/08_pipeline.ipynb #bf4c9af3
 def need_pipeline():
     "Raise `RunError` if the extra is not installed."
     if missing := [m for m in ("nbformat", "nbclient", "nbconvert", "ipykernel", "papermill") if not find_spec(m)]: raise RunError(f"Running and publishing notebooks needs {' and '.join(missing)}. Install: pip install 'imdb_sentiment[pipeline]'.")
@@ -532,7 +532,7 @@ def page_html(
 <title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>
 {body}</main></body></html>"""
 
-
+# %% ../nbs/08_pipeline.ipynb #85877cfd
 def headline(
     m:dict # Content of `metrics.json`
 ) -> str:
@@ -542,7 +542,7 @@ def headline(
     if s["n"] == 1: return f'<span class="headline">{this}'
     return f'<span class="headline">{s["mean"]:.2%} &plusmn; {100 * s["sd"]:.2f}</span> of the test reviews right: mean and standard deviation over {s["n"]} seeds. This run, seed {m["seed"]}: <span>{this}'
 
-
+# %% ../nbs/08_pipeline.ipynb #e0e283f2
 def report_html(
     m:dict, # Content of `metrics.json`
     chapters:dict # Name to published notebook
@@ -753,7 +753,7 @@ def train_command(
     if not int(os.environ.get("RANK", 0)):
         print(f"Validation accuracy {summary['best_val_accuracy']:.2%} after epoch {summary['best_epoch']}, {summary['wall_seconds'] / 60:.1f} min. Model: {run/'model'}")
 
-
+# %% ../nbs/08_pipeline.ipynb #7cd2a498
 @app.command(epilog="Example:  imdb-sentiment seeds 1 2 --preset best --name mine --set data=./aclImdb_v1.tar.gz, and then the same `report` again")
 def seeds(
     seeds:list[int]=typer.Argument(help="Further seeds to train the same settings with."),
@@ -846,7 +846,7 @@ def bench_training(
         places = absolute_paths(dict(data=data, backbone=backbone))
         run_bench("training", Config(**places), **places, rounds=rounds, kills=kills, reviews=reviews)
 
-
+# %% ../nbs/08_pipeline.ipynb #7168ba92
 @bench_app.command("inference", epilog="Example:  imdb-sentiment bench inference --trained runs/best")
 def bench_inference(
     trained:str=typer.Option("runs/demo", help="Run folder with a trained model."),

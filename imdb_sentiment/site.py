@@ -95,7 +95,7 @@ def executed(
     with atomic_path(kept) as tmp: nbformat.write(ran, tmp)
     return ran
 
-
+# %% ../nbs/10_site.ipynb #cf30ef86
 def published(
     name:str, # Of a notebook
     reports # Folder of the reports
@@ -107,7 +107,7 @@ def published(
     path, metrics = max(found, key=lambda f: (f[1].get("name") in shown, f[1].get("accuracy", dict(value=0))["value"]))
     return nbformat.read(path, 4), what_holds(metrics) if "data_name" in metrics else set()
 
-
+# %% ../nbs/10_site.ipynb #41d7bfe2
 def with_outputs(
     current, # The notebook as it is in `nbs`
     measured, # From `published`, or None
@@ -144,7 +144,7 @@ def figure_text(
     drawn = [plot_docs()[n] for n in dict.fromkeys(re.findall(r"\bplot_\w+", source)) if plot_docs().get(n)]
     return " ".join([f"{heading}:", *(drawn or ["a figure, described in the text beside it."])])
 
-
+# %% ../nbs/10_site.ipynb #66e1b661
 def defined_in(
     source:str # Of a cell without magic commands
 ) -> list:
@@ -155,7 +155,7 @@ def defined_in(
         if isinstance(n, ast.Assign): found += [t.id for t in n.targets if isinstance(t, ast.Name)]
     return found
 
-
+# %% ../nbs/10_site.ipynb #a0acecab
 def page_cells(
     notebook, # From `with_outputs`
     reports:str="../reports" # Path from the page to the folder of the published pages
@@ -193,7 +193,7 @@ def parameter_lines(
         if said: lines.append(f":returns: {said}" if name == "return" else f":param {name}: {said}")
     return lines
 
-
+# %% ../nbs/10_site.ipynb #074a7cb9
 def signature_of(
     thing # A function or a class
 ) -> str:
@@ -209,7 +209,7 @@ def signature_of(
         parts.append({p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "") + p.name + default)
     return f"({', '.join(parts)})"
 
-
+# %% ../nbs/10_site.ipynb #61b264d9
 def entry(
     name:str, # As it is shown
     thing, # What it names
@@ -227,7 +227,7 @@ def entry(
         lines += [entry(n, inspect.unwrap(getattr(m, "__func__", m)), "", 3) for n, m in methods.items()]
     return "\n".join([*lines, fence, ""])
 
-
+# %% ../nbs/10_site.ipynb #c078e0f1
 def reference_page(
     module:str, # Of the library
     chapter:str # Notebook that it is written in
@@ -251,7 +251,7 @@ def notebook_links(
     where = f"{config['DEFAULT']['git_url'].removeprefix('https://github.com')}/blob/{config['DEFAULT']['branch']}/{path}"
     return f"[Open in Colab](https://colab.research.google.com/github{where}) | [Notebook on GitHub](https://github.com{where})"
 
-
+# %% ../nbs/10_site.ipynb #d650703f
 KERNEL = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python", pygments_lexer="ipython3"))
 
 
@@ -291,7 +291,7 @@ def lay_out(
         text = re.sub(r"^<!--.*?-->\n", "", (root/f"{name}.md").read_text(encoding="utf-8")).replace("](nbs/index.ipynb", "](index.md").replace("](nbs/", "](chapters/")
         (staging/f"{page}.md").write_text(linked(text, "reports"), encoding="utf-8")
 
-
+# %% ../nbs/10_site.ipynb #033edd2a
 def build_site(
     out="_site", # Folder to write as a whole
     examples:bool=True, # As in `lay_out`
