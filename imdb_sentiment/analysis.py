@@ -52,13 +52,14 @@ def plot_slices(
 ):
     "Accuracy of each group with its interval and its number of reviews; the dashed line is all reviews together."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), width_ratios=[max(len(t), 3) for t in tables.values()], sharey=True, squeeze=False)
-    for ax, (title, t) in zip(axes[0], tables.items()):
+    fig, axes = plt.subplots(len(tables), 1, figsize=(8, 2.7 * len(tables)), sharey=True, squeeze=False)
+    for ax, (title, t) in zip(axes[:, 0], tables.items()):
         accuracy, x = 100 * t.accuracy, np.arange(len(t))
         ax.errorbar(x, accuracy, [accuracy - 100 * t.ci_low, 100 * t.ci_high - accuracy], fmt="o", color=PALETTE["pos"], capsize=3)
         ax.axhline(100 * (t.accuracy * t.reviews).sum() / t.reviews.sum(), ls="--", color=PALETTE["dim"])
-        ax.set(title=title, xticks=x, xlim=(-0.5, len(t) - 0.5)); ax.set_xticklabels([f"{k}\n({int(n):,})" for k, n in zip(t.index, t.reviews)], fontsize=8)
-    axes[0][0].set(ylabel="accuracy (%), 95% interval")
+        ax.set(title=title, xticks=x, xlim=(-0.5, len(t) - 0.5)); ax.set_xticklabels([f"{k}\n({int(n):,})" for k, n in zip(t.index, t.reviews)], fontsize=9)
+        ax.set(ylabel="accuracy (%)")
+    axes[-1][0].set(xlabel="(number of reviews); bars: 95% interval")
     return fig
 
 # %% ../nbs/05_analysis.ipynb #d7e43787
@@ -102,7 +103,7 @@ def shorten(
     characters:int=600 # To show at most
 ) -> str:
     "The text, or its two ends if it is longer."
-    return text if len(text) <= characters else f"{text[:characters // 2]} [...] {text[-characters // 2:]}"
+    return text if len(text) <= characters else f"{text[:characters // 2].rpartition(' ')[0]} [...] {text[-characters // 2:].partition(' ')[2]}"
 
 
 def confident_errors(
@@ -273,7 +274,7 @@ def learning_sentences(
         said.append(f"Epoch {e['epoch']}: validation accuracy {e['val_accuracy']:.2%}{change}; validation loss {e['val_loss']:.4f}; {100 * e['gap']:.2f} points between training and validation.")
         before = e
     best, last = next(e for e in epochs if e["epoch"] == training["best_epoch"]), epochs[-1]
-    said.append(f"Epoch {best['epoch']} of {len(epochs)} was kept; {best['val_accuracy'] - epochs[0]['val_accuracy']:.2%} of accuracy came after the first epoch." if len(epochs) > 1 else "There was one epoch.")
+    said.append(f"Epoch {best['epoch']} of {len(epochs)} was kept; {100 * (best['val_accuracy'] - epochs[0]['val_accuracy']):.2f} points of accuracy came after the first epoch." if len(epochs) > 1 else "There was one epoch.")
     lowest = min(epochs, key=lambda e: e["val_loss"])
     if lowest["epoch"] < last["epoch"]:
         said.append(f"Validation loss was lowest after epoch {lowest['epoch']} and rose afterwards, while accuracy {'still rose' if last['val_accuracy'] > lowest['val_accuracy'] else 'did not rise'}: the later epochs made the model more sure of itself than its accuracy supports.")
@@ -292,7 +293,7 @@ def strength_sentences(
     strengths, limits = [], []
     mine, tfidf, pair = evaluation["accuracy"], evaluation["baselines"]["tfidf"]["accuracy"], evaluation["paired"]["tfidf"]
     better = pair["ci_low"] > 0
-    (strengths if better else limits).append(f"It answers {mine['value']:.2%} of the test reviews rightly (95% interval {mine['ci_low']:.2%} to {mine['ci_high']:.2%}); TF-IDF with logistic regression {tfidf['value']:.2%}. On the same reviews the difference is {100 * pair['difference']:+.2f} points ({100 * pair['ci_low']:+.2f} to {100 * pair['ci_high']:+.2f})"
+    (strengths if better else limits).append(f"It answers {mine['value']:.2%} of the test reviews correctly (95% interval {mine['ci_low']:.2%} to {mine['ci_high']:.2%}); TF-IDF with logistic regression {tfidf['value']:.2%}. On the same reviews the difference is {100 * pair['difference']:+.2f} points ({100 * pair['ci_low']:+.2f} to {100 * pair['ci_high']:+.2f})"
                                              + ("." if better else ": on this data the transformer is not clearly better than the simple method."))
     if len(names) == 2:
         (fn, fp) = evaluation["confusion"][1][0], evaluation["confusion"][0][1]

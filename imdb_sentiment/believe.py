@@ -72,7 +72,7 @@ def in_a_nutshell(
     said = [f"Of 100 answers, about {100 * a['value']:.0f} are right: {a['value']:.2%} of {evaluation['test_reviews']:,} test reviews. About one answer in {1 / max(1 - a['value'], 1e-4):.0f} is wrong."]
     if seeds["n"] > 1: said.append(f"Trained {seeds['n']} times from different starting points, it came to {seeds['mean']:.2%} on average, give or take {100 * seeds['sd']:.2f} points.")
     at = selective["accuracy_at_99"]
-    if selective["threshold"]: said.append(f"It may also be silent. Where it is at least {selective['threshold']:.1%} sure, it answers {selective['coverage_at_99']:.0%} of the reviews, and {at['accuracy']:.1%} of those answers are right.")
+    if selective["threshold"]: said.append(f"It can also abstain. Where it is at least {selective['threshold']:.1%} sure, it answers {selective['coverage_at_99']:.0%} of the reviews, and {at['accuracy']:.1%} of those answers are right.")
     else: said.append("There is no degree of sureness at which 99% of its answers could be promised to be right.")
     return said
 
@@ -109,7 +109,7 @@ def what_the_score_hides(
     tfidf = evaluation["baselines"]["tfidf"]["accuracy"]["value"]
     said = [f"A method without any neural network gets {tfidf:.2%} on the same reviews. {'What the model adds is' if a >= tfidf else 'The model falls short of it by'} {abs(100 * (a - tfidf)):.2f} points."]
     if d["test_reviews_in_train"]: said.append(f"{d['test_reviews_in_train']:,} test reviews also stand among the reviews that it was trained on or chosen with. Without them the score is {d['accuracy_without']['value']:.2%}.")
-    if n: said.append(f"Some labels are wrong: people did not confirm {n['unconfirmed']:,} of {n['judged']:,} labels that they were asked about, and would turn {n['flipped']:,}. Without the unconfirmed ones the score is {n['accuracy_without_unconfirmed']['value']:.2%}, with the turned ones {n['accuracy_flips_corrected']['value']:.2%}. A model that got 100% would have learnt the mistakes.")
+    if n: said.append(f"Some labels are wrong: models had doubted {n['judged']:,} of the {evaluation['test_reviews']:,} labels; people did not confirm {n['unconfirmed']:,} of these, and would turn {n['flipped']:,}. Without the unconfirmed ones the score is {n['accuracy_without_unconfirmed']['value']:.2%}, with the turned labels corrected {n['accuracy_flips_corrected']['value']:.2%}. A model that got 100% would have learnt the mistakes.")
     if about_films(called): said.append("The score holds for reviews like these: English, about films, for or against. A text that is neither still gets one of the two answers.")
     else: said.append(f"The score holds for texts like those in {called}. A text that fits none of the {len(names)} labels still gets one of them.")
     return said

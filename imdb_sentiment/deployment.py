@@ -79,9 +79,10 @@ def model_card(
     licence = "Code and head: Apache-2.0. " + ("The encoder all-MiniLM-L6-v2 is Apache-2.0. " if "MiniLM" in base else f"The encoder {base} comes under its own licence. " if base != "tiny" else "") + ("The reviews are those of the Large Movie Review Dataset (Maas et al. 2011), published for research; no licence is stated for them." if imdb else "")
     hub = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2", "distilbert-base-uncased": "distilbert/distilbert-base-uncased"}
     data = ModelCardData(language="en" if films else None, license="apache-2.0", library_name="transformers", pipeline_tag="text-classification", tags=["sentiment"] if films else None, base_model=hub.get(base), datasets=["stanfordnlp/imdb"] if imdb else None, metrics=["accuracy", "f1"], model_name=name, eval_results=eval_results(m))
-    use = ("Whole English reviews of films, one at a time or many. It knows two answers only: a neutral or mixed text gets one of them, with a low probability at best. It was not tried on other languages, and on other domains as far as the table says." if films else
-           f"Texts like those in {m['data_name']}, one at a time or many. It knows {len(names)} answers only: a text that fits none of them gets one of them, with a low probability at best. It was not tried on other texts or languages{' except those in the table' if any('value' in v for v in m['robustness'].values()) else ''}.")
-    errs = "It errs most where a review turns (`but`, irony, a plot told at length); the report lists these cases with counts." if films else "The report lists, with counts, in which texts it errs most."
+    use = ("Whole English reviews of films, one at a time or many. It knows two answers only: a neutral or mixed text gets one of them, if all goes well with a low probability. It was not tried on other languages, and on other domains as far as the table says." if films else
+           f"Texts like those in {m['data_name']}, one at a time or many. It knows {len(names)} answers only: a text that fits none of them gets one of them, if all goes well with a low probability. It was not tried on other texts or languages{' except those in the table' if any('value' in v for v in m['robustness'].values()) else ''}.")
+    worst = max(m.get("analysis", {}).get("error_traits", {}).items(), key=lambda t: t[1]["ratio"], default=None)
+    errs = f"It errs most often in texts with this trait: {worst[0]} ({worst[1]['error_rate']:.1%} wrong, {worst[1]['error_rate_without']:.1%} of the others). " if worst else ""
     wrong = [f"| {k} | {v['value']:.1%} | {v['n']:,} |" for k, v in m["robustness"].items() if isinstance(v, dict) and "value" in v]
     text = f"""---
 {data.to_yaml()}
@@ -111,7 +112,7 @@ The probabilities are calibrated by temperature scaling on validation data: expe
 ## Intended use and limits
 
 {use} It must not decide about people.
-{errs}
+{errs}The report lists, with counts, in which texts it errs.
 
 ## Licences
 
@@ -355,7 +356,7 @@ def quantize_openvino(
     import openvino
     with another_form(folder, "model.xml", out) as tmp, quiet_nncf() as nncf:
         rows = [windows[0] for windows, _ in Predictor.load(folder).encode(texts[::-(-len(texts) // CALIBRATION_TEXTS) or 1])]
-        inputs = lambda row: dict(zip(("input_ids", "attention_mask"), padded_batch([row], len(row), 0))) # one a time: no padding
+        inputs = lambda row: dict(zip(("input_ids", "attention_mask"), padded_batch([row], len(row), 0))) # one at a time: no padding
         openvino.save_model(nncf.quantize(openvino.Core().read_model(Path(folder)/"model.xml"), nncf.Dataset(rows, inputs), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows)), tmp/"model.xml")
     return Path(out)
 

@@ -84,12 +84,12 @@ def csv_rows(
             names = fields
             yield Row(0, dict.fromkeys(names))
         elif fault: yield Row(number, None, fault, text[:1000])
-        elif len(fields) != len(names): yield Row(number, None, f"the row has {len(fields)} fields, the header {len(names)}", text[:1000])
+        elif len(fields) != len(names): yield Row(number, None, f"fields in the row: {len(fields)}, in the header: {len(names)}", text[:1000])
         else: yield Row(number, dict(zip(names, fields)))
     if names is None: raise InputError("the file is empty")
 
 
-csv.field_size_limit(MOST_BYTES)
+_ = csv.field_size_limit(MOST_BYTES)
 
 # %% ../nbs/06a_files.ipynb #cdb48234
 def jsonl_rows(
