@@ -81,7 +81,7 @@ def trait_columns(
     text = table.text.map(clean_text).str.lower()
     columns = {name if films else name.replace("another film", "something else"): text.str.contains(pattern, regex=True) for name, pattern in TRAITS.items()}
     columns["cut by the model"] = table.tokens > max_length
-    if table.rating.notna().any(): columns["lukewarm stars (4 or 7)"] = table.rating.isin([4, 7])
+    if (table.rating > 5).any(): columns["lukewarm stars (4 or 7)"] = table.rating.isin([4, 7])
     return pd.DataFrame(columns)
 
 # %% ../nbs/05_analysis.ipynb #1726212f

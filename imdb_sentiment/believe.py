@@ -69,11 +69,11 @@ def in_a_nutshell(
 ) -> list:
     "The result in two or three sentences."
     a, seeds = evaluation["accuracy"], evaluation["seeds"]
-    said = [f"Of 100 answers, about {100 * a['value']:.0f} are right: {a['value']:.2%} of {evaluation['test_reviews']:,} test reviews. About one answer in {1 / max(1 - a['value'], 1e-4):.0f} is wrong."]
+    said = [f"Of 100 answers, about {100 * a['value']:.0f} are right: {a['value']:.2%} of {evaluation['test_reviews']:,} test reviews. " + (f"About one answer in {1 / (1 - a['value']):.0f} is wrong." if a["value"] < 1 else f"None was wrong; of others like them, up to {1 - a['ci_low']:.1%} may be.")]
     if seeds["n"] > 1: said.append(f"Trained {seeds['n']} times from different starting points, it came to {seeds['mean']:.2%} on average, give or take {100 * seeds['sd']:.2f} points.")
     at = selective["accuracy_at_99"]
     if selective["threshold"]: said.append(f"It can also abstain. Where it is at least {selective['threshold']:.1%} sure, it answers {selective['coverage_at_99']:.0%} of the reviews, and {at['accuracy']:.1%} of those answers are right.")
-    else: said.append("There is no degree of sureness at which 99% of its answers could be promised to be right.")
+    else: said.append("No degree of sureness was found at which 99% of its answers could be promised to be right; with fewer than about 300 texts for validation there can be none.")
     return said
 
 # %% ../nbs/05c_when_to_believe_it.ipynb #476fe855

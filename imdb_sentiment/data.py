@@ -74,7 +74,7 @@ def label_ids(
     found = labels.astype(object).map(lambda v: known.get(label_text(v).lower()))
     if (bad := found.isna()).any():
         row = bad.idxmax()
-        raise DataError(f"{where}, row {row}: label {labels[row]!r} is none of {', '.join(names)}. Set label_names, or mend the {bad.sum():,} such rows.")
+        raise DataError(f"{where}, row {row}: label {label_text(labels[row])!r} is none of {', '.join(names)}. Set label_names, or mend the {bad.sum():,} such rows.")
     return found.astype(int)
 
 # %% ../nbs/01_data.ipynb #7d76bc81
@@ -153,7 +153,9 @@ def read_columns(
     except (ValueError, OSError) as e: raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {str(e) or 'it is empty'}. Is the file whole?") from e
     if raw.empty: raise DataError(f"{path} holds no rows.")
     for column, name in ((cfg.text_column, "text_column"), (cfg.label_column, "label_column")):
-        if column not in raw: raise DataError(f"{path} has no column {column!r}. It has {', '.join(map(str, raw.columns))}: set {name} to one of them.")
+        if column not in raw:
+            hint = " It looks separated by ';': save it with commas." if len(raw.columns) == 1 and ";" in str(raw.columns[0]) else f": set {name} to one of them."
+            raise DataError(f"{path} has no column {column!r}. It has {', '.join(map(str, raw.columns))}{hint}")
     return raw
 
 # %% ../nbs/01_data.ipynb #5baca1f2

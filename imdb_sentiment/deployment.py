@@ -68,7 +68,8 @@ def eval_results(
 # %% ../nbs/07_deployment.ipynb #c2d2e9f4
 def model_card(
     m:dict, # Content of a report's `metrics.json`
-    name:str # Of the model
+    name:str, # Of the model
+    form:str="huggingface" # One of the `FORMS`
 ) -> str:
     "README.md for the exported folder, its results read from the report."
     a, c, s = m["accuracy"], m["calibration"], m["selective"]
@@ -78,12 +79,28 @@ def model_card(
     base = m["encoder"]["backbone"]
     licence = "Code and head: Apache-2.0. " + ("The encoder all-MiniLM-L6-v2 is Apache-2.0. " if "MiniLM" in base else f"The encoder {base} comes under its own licence. " if base != "tiny" else "") + ("The reviews are those of the Large Movie Review Dataset (Maas et al. 2011), published for research; no licence is stated for them." if imdb else "")
     hub = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2", "distilbert-base-uncased": "distilbert/distilbert-base-uncased"}
-    data = ModelCardData(language="en" if films else None, license="apache-2.0", library_name="transformers", pipeline_tag="text-classification", tags=["sentiment"] if films else None, base_model=hub.get(base), datasets=["stanfordnlp/imdb"] if imdb else None, metrics=["accuracy", "f1"], model_name=name, eval_results=eval_results(m))
+    data = ModelCardData(language="en" if films else None, license="apache-2.0", library_name="transformers" if form == "huggingface" else form.split("-")[0].replace("int8", "onnx"), pipeline_tag="text-classification", tags=["sentiment"] if films else None, base_model=hub.get(base), datasets=["stanfordnlp/imdb"] if imdb else None, metrics=["accuracy", "f1"], model_name=name, eval_results=eval_results(m))
     use = ("Whole English reviews of films, one at a time or many. It knows two answers only: a neutral or mixed text gets one of them, if all goes well with a low probability. It was not tried on other languages, and on other domains as far as the table says." if films else
            f"Texts like those in {m['data_name']}, one at a time or many. It knows {len(names)} answers only: a text that fits none of them gets one of them, if all goes well with a low probability. It was not tried on other texts or languages{' except those in the table' if any('value' in v for v in m['robustness'].values()) else ''}.")
     worst = max(m.get("analysis", {}).get("error_traits", {}).items(), key=lambda t: t[1]["ratio"], default=None)
     errs = f"It errs most often in texts with this trait: {worst[0]} ({worst[1]['error_rate']:.1%} wrong, {worst[1]['error_rate_without']:.1%} of the others). " if worst else ""
     wrong = [f"| {k} | {v['value']:.1%} | {v['n']:,} |" for k, v in m["robustness"].items() if isinstance(v, dict) and "value" in v]
+    sample = "a wonderful film" if films else "a text to label"
+    silent = " and says when it would rather not answer" if s.get("threshold") is not None else ""
+    reading = f"({m['settings']['truncation']} of {m['settings']['max_length']} tokens)"
+    howto = f'''```python
+from transformers import pipeline
+pipe = pipeline("text-classification", model="{name}", trust_remote_code=True, truncation=True)
+pipe("{sample}")
+```
+
+That reads the beginning of a longer text. With `pip install imdb_sentiment`, `Predictor.load("{name}")` reads it as in training {reading}{silent}.''' if form == "huggingface" else f'''```python
+from imdb_sentiment.inference import Predictor  # pip install 'imdb_sentiment[{"openvino" if "openvino" in form else "onnx"}]'
+predictor = Predictor.load("{name}")
+predictor("{sample}")
+```
+
+A file for {"OpenVINO" if "openvino" in form else "ONNX Runtime"}, made from the model in PyTorch, whose figures these are; this form may answer a few texts differently. It reads a longer text as in training {reading}{silent}.'''
     text = f"""---
 {data.to_yaml()}
 ---
@@ -94,13 +111,7 @@ Labels a text {" or ".join(f'`{n}`' for n in names[:20])}{' and others' if len(n
 
 ## Use
 
-```python
-from transformers import pipeline
-pipe = pipeline("text-classification", model="{name}", trust_remote_code=True, truncation=True)
-pipe("{'a wonderful film' if films else 'a text to label'}")
-```
-
-That reads the beginning of a longer text. With `pip install imdb_sentiment`, `Predictor.load("{name}")` reads it as in training ({m['settings']['truncation']} of {m['settings']['max_length']} tokens) and says when it would rather not answer.
+{howto}
 
 ## Results
 

@@ -122,7 +122,8 @@ def fit_temperature(
     logits, # Of validation (reviews x labels)
     labels # Number of the label of each review
 ) -> float:
-    "The temperature between 1/20 and 20 with the smallest negative log-likelihood."
+    "The temperature between 1/20 and 20 with the smallest negative log-likelihood; 1 where every answer is right, since then nothing says how often a sure one is wrong."
+    if (np.asarray(logits).argmax(1) == np.asarray(labels)).all(): return 1.0
     found = minimize_scalar(lambda t: negative_log_likelihood(logits, labels, np.exp(t)), bounds=(-np.log(20), np.log(20)), method="bounded", options=dict(xatol=1e-6))
     return float(np.exp(found.x))
 

@@ -330,7 +330,7 @@ def predict_file(
     source, out = Path(source), Path(out)
     kind, to = format_of(source), format_of(out)
     if not source.is_file(): raise InputError(f"there is no file {str(source)!r}")
-    if to not in (kind, "jsonl") or to == "text": raise InputError(f"{str(out)!r}: from {source.suffix} rows go to {'' if kind == 'text' else source.suffix + ' or '}.jsonl")
+    if to not in (kind, "jsonl") or to == "text": raise InputError(f"{str(out)!r}: from {source.suffix} rows go to {'' if kind in ('text', 'jsonl') else source.suffix + ' or '}.jsonl")
     stat, held, joined = source.stat(), False, False
     parts = parts_folder(out, dict(input=[str(source.resolve()), stat.st_size, stat.st_mtime_ns], model=model, text_column=text_column, long_texts=predictor.long_texts, abstain_below=predictor.abstain_below, batch_tokens=predictor.batch_tokens, format=to))
     try:

@@ -13,7 +13,7 @@ __all__ = ['CHAPTER_LIST', 'PLACES', 'PACKAGES', 'WIDGET', 'BENCHES', 'STYLE', '
            'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
            'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'run_bench',
            'bench_training', 'bench_inference', 'readme', 'pages', 'main', 'answer_line', 'predict_command',
-           'score_command', 'export_command', 'push_command', 'serve_command', 'docs_command']
+           'score_command', 'check_card', 'export_command', 'push_command', 'serve_command', 'docs_command']
 
 # %% ../nbs/08_pipeline.ipynb #8cac3dd3
 import ast, hashlib, html, json, logging, os, platform, re, shutil, signal, sys, tempfile, threading, time
@@ -668,7 +668,7 @@ def told_in_a_sentence():
     "Mistakes and mishaps end the command with their message and exit status 1; stopping it, with 130."
     try: yield
     except KeyboardInterrupt as e: # `Stopped` says what was saved
-        print(f"imdb-sentiment: {e or 'stopped'}", file=sys.stderr)
+        print(f"imdb-sentiment: {str(e) or 'stopped'}", file=sys.stderr)
         raise typer.Exit(130) from None
     except (RuntimeError, OSError, ValueError) as e: # `RunError`, `SettingError`, `TrainingError`, `DataError` are among them
         print(f"imdb-sentiment: {e}", file=sys.stderr)
@@ -769,6 +769,9 @@ def seeds(
         name, first = report_name(name or preset), make_config(preset, **overrides)
         run, target = Path(run_dir or project_root()/"runs"/name), project_root()/"reports"/name
         if first.seed in seeds: raise SettingError(f"The run itself has seed {first.seed}. Choose others.")
+        there = read_json(run/"config.json") if (run/"config.json").exists() else {}
+        mine = {k: v for k, v in json.loads(json.dumps(asdict(first))).items() if k in there and k != "seed"}
+        if other := config_differences({k: there[k] for k in mine}, mine): raise SettingError(f"The run {run.name} has other settings: {'; '.join(f'{k} is {a!r} there and {b!r} here' for k, (a, b) in other.items())}. Give the --preset and --set of its report.")
         for seed in seeds:
             cfg, folder = make_config(preset, **{**overrides, "seed": seed}), run/"seeds"/str(seed)
             adopt_config(cfg, folder)
@@ -909,7 +912,7 @@ def predict_command(
 ):
     "Label texts: from the command line, a file of any size, or standard input."
     from imdb_sentiment.files import encoded, model_stamp, predict_file, predict_stream
-    from imdb_sentiment.inference import Predictor
+    from imdb_sentiment.inference import InputError, Predictor
     with told_in_a_sentence(), orderly_exit():
         if texts and source: raise SettingError("Give texts or --input, not both.")
         if bool(source) != bool(out): raise SettingError("--input and --out belong together: the file to read and the file to write.")
@@ -922,6 +925,7 @@ def predict_command(
             found = predict_file(predictor, source, out, text_column, model_stamp(model))
             print(f"{out}: {found['rows'] - found['rejected']:,} rows answered" + (f", {found['resumed']:,} rows of an earlier start among them" if found["resumed"] else "") + ".")
             if found["rejected"]: print(f"{out}.rejected.jsonl: {found['rejected']:,} rows that could not be judged, with the reason.")
+            if found["rows"] == found["rejected"] > 0: raise InputError(f"no row of {source} could be judged; the first line of {out}.rejected.jsonl says why. Delete {out} before you start again")
         else:
             try:
                 for answered, rejected in predict_stream(predictor, sys.stdin.buffer, stdin_format, text_column):
@@ -947,6 +951,20 @@ def score_command(
     print(f"{out}: {found['rows'] - found['rejected']:,} rows answered in {found['files']:,} files." + (f" {found['rejected']:,} rows that could not be judged are in *.rejected.jsonl, with the reason." if found["rejected"] else ""))
 
 # %% ../nbs/08_pipeline.ipynb #9b6a747b
+def check_card(
+    model, # Folder of a saved model
+    measured:dict, # Content of the report's `metrics.json`
+    report:str # Its name
+):
+    "Raise `SettingError` if the report is that of another model."
+    folder = Path(model).expanduser().resolve()
+    if not (folder/"config.json").exists(): return # which the export itself says
+    labels = list(read_json(folder/"config.json").get("id2label", {}).values())
+    if labels and labels != measured["settings"]["label_names"]: raise SettingError(f"--report {report!r} is of a model for {', '.join(measured['settings']['label_names'][:5])}, and {model} answers {', '.join(labels[:5])}. Name the report of this model.")
+    trained = folder.parent/"training.json"
+    if trained.exists() and read_json(trained)["identity"] != measured["training"]["identity"]: raise SettingError(f"--report {report!r} is of another training than the one in {folder.parent}. Name the report of this model, or publish it.")
+
+
 @app.command("export", epilog="Examples:  imdb-sentiment export --model runs/demo/model --out my-model --report demo  |  imdb-sentiment export --model runs/demo/model --out my-int8 --form int8")
 def export_command(
     model:str=typer.Option(..., help="Folder of a saved model."),
@@ -965,7 +983,8 @@ def export_command(
         if metrics and not metrics.exists(): raise SettingError(f"--report {report!r}: there is no {metrics}.")
         measured = read_json(metrics) if metrics else {}
         if metrics and (missing := {"accuracy", "calibration", "selective", "robustness"} - set(measured)): raise SettingError(f"--report {report!r}: it is no report of a whole run, as it has no {min(missing)}. Name another one, or publish it again.")
-        card = model_card(measured, Path(out).name) if metrics else ""
+        if metrics: check_card(model, measured, report)
+        card = model_card(measured, Path(out).name, form) if metrics else ""
         export_form(model, out, form, card, load_split(run).query("part == 'train'").text.tolist() if form == "openvino-int8" else ())
     print(f"{out}: {sum(f.stat().st_size for f in Path(out).iterdir()) / 1e6:.1f} MB" + ("" if report else "; without a card, which `push` needs (--report)."))
 
