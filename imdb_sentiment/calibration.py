@@ -121,7 +121,7 @@ def calibration_scores(
 def plot_reliability(
     tables:dict # Title to a table from `reliability_table`
 ):
-    "Accuracy against confidence in groups of equal size, and below it where the groups lie."
+    "Accuracy against mean confidence in groups of equal size, with 95% intervals."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(tables), figsize=(4.8 * len(tables), 4.2), squeeze=False, sharex=True, sharey=True)
     start = min(50, *(10 * np.floor(10 * t.confidence.min()) for t in tables.values())) # below one half only with more than two labels

@@ -57,7 +57,7 @@ def coerce_setting(
 # %% ../nbs/00_config.ipynb #ab4a4b9f
 @dataclass(frozen=True)
 class Config:
-    "Everything a run depends on. Frozen: to change a setting, make another one with `with_settings`."
+    "Everything a run depends on. Frozen: to change a setting, make another one with `make_config`."
     data:str = setting("embedded", "embedded, a Hub name, an aclImdb folder or .tar.gz, a parquet, CSV or JSONL file, or a folder of train and test ones", "data")
     text_column:str = setting("text", "column that holds the text", "data")
     label_column:str = setting("label", "column that holds the label", "data")

@@ -471,6 +471,7 @@ def plot_comparison(
         ours = r.ci_low == r.ci_low
         ax.plot(100 * r.accuracy, i, "o" if ours else "D", color=PALETTE["pos" if ours else "accent"], mfc=None if ours else "white")
         if ours: ax.plot([100 * r.ci_low, 100 * r.ci_high], [i, i], color=PALETTE["pos"], lw=3, alpha=0.5)
-        ax.annotate(f"{100 * r.accuracy:.1f}", (100 * r.accuracy, i), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
-    ax.set(title="Accuracy on the test part", xlabel="accuracy (%), 95% interval", yticks=range(len(compared)), ylim=(-0.6, len(compared) - 0.3)); ax.set_yticklabels(compared.index[::-1])
+        said = f"{100 * r.accuracy:.1f}" + (f" ({100 * r.ci_low:.1f} to {100 * r.ci_high:.1f})" if ours else "")
+        ax.annotate(said, (100 * r.accuracy, i), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
+    ax.set(title="Accuracy on the test part", xlabel="accuracy (%), 95% interval", yticks=range(len(compared)), ylim=(-0.6, len(compared) - 0.3)); ax.set_yticklabels(compared.index[::-1]); ax.margins(x=0.12)
     return fig

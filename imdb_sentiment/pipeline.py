@@ -628,8 +628,8 @@ def results_table(
         device = m["machine"]["gpu"] if m["machine"]["device"] == "cuda" else f"{m['machine']['cores']} CPU cores"
         rows.append(f"| [{name}](reports/{name}/report.html) | {m['encoder']['backbone']}, {m['encoder']['parameters'] / 1e6:.1f} M | **{a['value']:.2%}**{over_seeds(m)} | {a['ci_low']:.2%} to {a['ci_high']:.2%} | {m['f1_macro']['value']:.4f} | {m['training']['wall_seconds'] / 60:.0f} min, {device} |")
     if not seen: return "No report has been published yet."
-    t = seen["baselines"]["tfidf"]
-    rows.append(f"| {t['name']} | - | {t['accuracy']['value']:.2%} | {t['accuracy']['ci_low']:.2%} to {t['accuracy']['ci_high']:.2%} | - | same split |")
+    for t in (seen["baselines"][k] for k in ("nbsvm", "tfidf") if k in seen["baselines"]):
+        rows.append(f"| {t['name']}, on the same split | - | {t['accuracy']['value']:.2%} | {t['accuracy']['ci_low']:.2%} to {t['accuracy']['ci_high']:.2%} | - | - |")
     o = seen["original_write_up"]
     rows.append(f"| original write-up, its author's figures | DistilBERT, 67 M | {o['accuracy']:.1%} | not given | {o['f1_macro']:.3f} | {o['training_time']} |")
     return "\n".join([head, *rows])

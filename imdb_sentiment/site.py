@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'public_names', 'chapter_of', 'linked', 'link_to_report', 'is_measured', 'executed', 'published',
-           'with_outputs', 'plot_docs', 'figure_text', 'defined_in', 'page_cells', 'plain', 'parameter_lines',
-           'signature_of', 'entry', 'reference_page', 'notebook_links', 'lay_out', 'build_site']
+           'with_outputs', 'plot_docs', 'figure_text', 'defined_in', 'joined', 'page_cells', 'plain', 'help_texts',
+           'parameter_lines', 'signature_of', 'constant_comments', 'entry', 'reference_page', 'notebook_links',
+           'lay_out', 'build_site']
 
 # %% ../nbs/10_site.ipynb #site0003
-import ast, copy, hashlib, html, inspect, json, re, shutil, subprocess, sys
+import ast, copy, dataclasses, hashlib, html, inspect, io, json, re, shutil, subprocess, sys, tokenize
 from configparser import ConfigParser
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
 import nbformat
+from typer import Typer
 
 from .config import RunError, atomic_path, code_fingerprint, project_root, read_json, remove
 from .pipeline import conditions_of, load_reports, local_kernel, local_paths, names_used, publishable, what_holds
@@ -120,10 +122,20 @@ def with_outputs(
     same = all(c.id in theirs and theirs[c.id].source == c.source for c in examples)
     ran = theirs if same else {c.id: c for c in run(current).cells}
     current.cells = [c for c in current.cells if conditions_of(c) <= holds]
+    injected, told = next((c for c in theirs.values() if "injected-parameters" in c.metadata.get("tags", [])), None), False
+    shown = []
     for c in current.cells:
-        if c.cell_type != "code": continue
-        source = theirs.get(c.id) if is_measured(c) else ran.get(c.id)
-        if source is not None: c.source, c.outputs = source.source, source.get("outputs", [])
+        source = None if c.cell_type != "code" else theirs.get(c.id) if is_measured(c) else ran.get(c.id)
+        if injected and "parameters" in c.metadata.get("tags", []):
+            shown.append(nbformat.v4.new_markdown_cell("*The outputs below are those of the published run, whose settings stand in the next cell. In your copy it says `demo`.*", id="settings-of-the-run"))
+            c.source = "\n".join(l for l in injected.source.splitlines() if not l.startswith("# Parameters"))
+        elif source is not None:
+            if is_measured(c) and source.source != c.source and not told:
+                told = True
+                shown.append(nbformat.v4.new_markdown_cell("*From here on, code and outputs are shown as they ran for the published results; functions above may have changed since.*", id="as-it-ran"))
+            c.source, c.outputs = source.source, source.get("outputs", [])
+        shown.append(c)
+    current.cells = shown
     return current
 
 # %% ../nbs/10_site.ipynb #site0018
@@ -156,6 +168,17 @@ def defined_in(
     return found
 
 # %% ../nbs/10_site.ipynb #a0acecab
+def joined(
+    outputs # Of a cell
+) -> list:
+    "The outputs, what a stream said in pieces in one."
+    found = []
+    for o in copy.deepcopy(outputs):
+        if found and o.output_type == found[-1].output_type == "stream" and o.name == found[-1].name: found[-1].text += o.text
+        else: found.append(o)
+    return found
+
+
 def page_cells(
     notebook, # From `with_outputs`
     reports:str="../reports" # Path from the page to the folder of the published pages
@@ -168,7 +191,7 @@ def page_cells(
             cells.append(nbformat.v4.new_markdown_cell(linked(c.source, reports), id=c.id)); continue
         if re.search(r"^#\|\s*(hide|default_exp)\b", c.source, re.M) or "injected-parameters" in c.metadata.get("tags", []): continue
         if names := [n for n in defined_in(c.source) if n in known] if "#| export" in c.source else []: cells.append(nbformat.v4.new_markdown_cell("".join(f'<span id="def-{n}"></span>' for n in names), id=f"{c.id}-at"))
-        page = nbformat.v4.new_code_cell(re.sub(r"^#\|.*\n?", "", c.source, flags=re.M), id=c.id, outputs=c.outputs)
+        page = nbformat.v4.new_code_cell(re.sub(r"^#\|.*\n?", "", c.source, flags=re.M), id=c.id, outputs=joined(c.outputs))
         for o in page.outputs: o.get("metadata", {}).pop("image/png", None)
         page.metadata = dict(mystnb=dict(image=dict(alt=figure_text(c.source, heading), align="center")), tags=["remove-input"] if "#| echo: false" in c.source else [])
         cells.append(page)
@@ -180,15 +203,26 @@ def plain(text) -> str:
     return "".join(p if i % 2 else re.sub(r"([*_<\[\]\\|])", r"\\\1", p) for i, p in enumerate(re.split(r"(`[^`]*`)", str(text))))
 
 
+def help_texts(
+    thing # A function or a class
+) -> dict:
+    "What the fields of a dataclass and the options of a command say of themselves, by name."
+    if dataclasses.is_dataclass(thing): return {f.name: f.metadata.get("help", "") for f in dataclasses.fields(thing)}
+    return {} if inspect.isclass(thing) else {n: getattr(p.default, "help", None) or "" for n, p in inspect.signature(thing).parameters.items()}
+
+
 def parameter_lines(
     thing # A function or a class
 ) -> list:
     "A field for each parameter, with type, default and comment, and one for what it returns."
     from fastcore.docments import docments
-    lines = []
-    for name, p in docments(thing, full=True, eval_str=False).items():
+    lines, found, helps = [], docments(thing, full=True, eval_str=False), help_texts(thing)
+    last = next((n for n in reversed(found) if n != "return"), "")
+    for name, p in found.items():
         if name in ("self", "cls"): continue
-        kind = "" if p.anno is inspect.Parameter.empty or p.anno is None else p.anno if isinstance(p.anno, str) else getattr(p.anno, "__name__", str(p.anno))
+        if name == "return" and p.docment and last and inspect.signature(thing).parameters[last].kind is inspect.Parameter.VAR_KEYWORD: p.docment = None # docments takes the comment of `**settings` for that of the answer
+        if not p.docment: p.docment = helps.get(name, "")
+        kind = "" if p.anno is inspect.Parameter.empty or p.anno in (None, type(None)) else p.anno if isinstance(p.anno, str) else getattr(p.anno, "__name__", str(p.anno))
         said = ". ".join(s for s in (f"`{kind}`" if kind else "", plain(" ".join(p.docment.split())) if p.docment else "") if s)
         if said: lines.append(f":returns: {said}" if name == "return" else f":param {name}: {said}")
     return lines
@@ -205,25 +239,36 @@ def signature_of(
         if p.name in ("self", "cls"): continue
         if p.kind is p.KEYWORD_ONLY and not starred: parts.append("*"); starred = True
         starred |= p.kind is p.VAR_POSITIONAL
-        default = "" if p.default is p.empty else f"={p.default!r}" if len(repr(p.default)) < 40 and "<" not in repr(p.default) else "=..."
+        value = getattr(p.default, "default", p.default) # of a command's option
+        default = "" if value in (p.empty, ...) else f"={value!r}" if len(repr(value)) < 40 and "<" not in repr(value) else "=..."
         parts.append({p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "") + p.name + default)
     return f"({', '.join(parts)})"
 
 # %% ../nbs/10_site.ipynb #61b264d9
+def constant_comments(
+    source:str # Of a module
+) -> dict:
+    "Name of each constant to the comment at the end of the line where it begins."
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    return {t.id: comments[n.lineno] for n in ast.parse(source).body if isinstance(n, ast.Assign) and n.lineno in comments for t in n.targets if isinstance(t, ast.Name)}
+
+
 def entry(
     name:str, # As it is shown
     thing, # What it names
     source:str, # Address of the cell that defines it
-    level:int=4 # Back-ticks of the fence
+    level:int=4, # Back-ticks of the fence
+    said:str="" # Of a constant: the comment behind it
 ) -> str:
     "The reference of one name, with the methods of a class inside it."
-    fence, kind = "`" * level, "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
+    fence, kind = "`" * level, "class" if inspect.isclass(thing) else "function" if callable(thing) and not isinstance(thing, Typer) else "data"
+    if isinstance(thing, Typer): return f"{fence}{{py:data}} {name}\nThe commands of the console. {plain(thing.info.help or '')} {source}\n{fence}\n"
     if kind == "data":
-        value = " ".join(repr(thing).split())
-        return f"{fence}{{py:data}} {name}\n{html.escape(type(thing).__name__)}: `{(value if len(value) <= 160 else value[:157] + '...').replace('`', chr(39))}`. {source}\n{fence}\n"
+        value = re.sub(r"<(?:function|class) '?(.+?)'?(?: at 0x\w+)?>(?=[,})\]]|$)", r"\1", " ".join(repr(sorted(thing) if isinstance(thing, (set, frozenset)) else thing).split()))
+        return f"{fence}{{py:data}} {name}\n{plain(said) + '. ' if said else ''}{html.escape(type(thing).__name__)}: `{(value if len(value) <= 160 else value[:157] + '...').replace('`', chr(39))}`. {source}\n{fence}\n"
     lines = [f"{fence}{{py:{'method' if level == 3 else kind}}} {name}{signature_of(thing)}", plain(" ".join((inspect.getdoc(thing) or "").split())) + (f" {source}" if source else ""), "", *parameter_lines(thing), ""]
     if kind == "class":
-        methods = {n: m for n, m in vars(thing).items() if (not n.startswith("_") or n == "__call__") and inspect.isfunction(inspect.unwrap(getattr(m, "__func__", m))) and inspect.getdoc(m)}
+        methods = {n: m for n, m in vars(thing).items() if (not n.startswith("_") or n == "__call__") and inspect.isfunction(inspect.unwrap(getattr(m, "__func__", m))) and getattr(m, "__func__", m).__doc__}
         lines += [entry(n, inspect.unwrap(getattr(m, "__func__", m)), "", 3) for n, m in methods.items()]
     return "\n".join([*lines, fence, ""])
 
@@ -235,9 +280,10 @@ def reference_page(
     "The page of one module, in Markdown."
     found = import_module(f"imdb_sentiment.{module}")
     lines = [f"# imdb_sentiment.{module}", "", f"{plain((found.__doc__ or '').strip())}", "", f"Written in [{chapter}](../chapters/{chapter}.ipynb).", "", f"```{{py:currentmodule}} imdb_sentiment.{module}", "```", ""]
+    comments = constant_comments(Path(found.__file__).read_text(encoding="utf-8"))
     for name in found.__all__:
         if public_names()[name] != module: continue # it lives elsewhere
-        lines.append(entry(name, getattr(found, name), f'<a class="source" href="../chapters/{chapter}.html#def-{name}">source</a>'))
+        lines.append(entry(name, getattr(found, name), f'<a class="source" href="../chapters/{chapter}.html#def-{name}">source</a>', said=comments.get(name, "")))
     return "\n".join(lines)
 
 # %% ../nbs/10_site.ipynb #site0026

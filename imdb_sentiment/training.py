@@ -671,12 +671,12 @@ def plot_curves(
     records = pd.DataFrame(epochs)
     if log.empty: log = pd.DataFrame(dict(epoch=[np.nan], loss=[np.nan], learning_rate=[np.nan])) # fewer steps than a log entry takes
     fig, (a, b, c) = plt.subplots(1, 3, figsize=(12, 3.6))
-    a.plot(log.epoch, log.loss, color=PALETTE["dim"], alpha=0.35, lw=0.8, label="batch")
+    a.plot(log.epoch, log.loss, color=PALETTE["dim"], alpha=0.6, lw=1, label="batch")
     a.plot(log.epoch, log.loss.rolling(window, min_periods=1).mean(), color=PALETTE["dim"], label=f"mean of {window} log entries")
     for ax, what in ((a, "loss"), (b, "accuracy")):
         ax.plot(records.epoch, records[f"train_sample_{what}"], "o-", color=PALETTE["neg"], label="training, dropout off")
         ax.plot(records.epoch, records[f"val_{what}"], "s-", color=PALETTE["pos"], label="validation")
         ax.set(title=what.capitalize(), xlabel="epoch"); ax.legend(fontsize=9)
     a.set(ylabel="cross-entropy (nats)", ylim=(0, np.fmin(log.loss.quantile(0.99) * 1.1, 1.2 * max(1, records.val_loss.max())))); b.set(ylabel="share right", xlim=(0, records.epoch.max() + 0.1))
-    c.plot(log.epoch, log.learning_rate, color=PALETTE["other"]); c.set(title="Learning rate", xlabel="epoch", ylabel="of the head"); c.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    c.plot(log.epoch, log.learning_rate, color=PALETTE["other"]); c.set(title="Learning rate", xlabel="epoch", ylabel="learning rate of the head"); c.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return fig
