@@ -305,11 +305,11 @@ def strength_sentences(
         limits.append("Most often confused: " + "; ".join(f"{r.label} taken for {r.answer}, {r.reviews:,} review{'s' * (r.reviews != 1)} ({r.share:.0%} of that label)" for r in kinds.head(3).itertuples()) + ".")
     for name, t in slices.items():
         t = t[t.reviews >= 30]
-        if len(t) < 2: continue
+        if t.accuracy.nunique() < 2: continue
         worst = t.accuracy.idxmin()
         limits.append(f"{name}: worst for {worst}, {t.accuracy[worst]:.1%} of {int(t.reviews[worst]):,} reviews; best for {t.accuracy.idxmax()}, {t.accuracy.max():.1%}.")
     if len(traits) and traits.ratio.iloc[0] > 1.2: limits.append(f"It errs {traits.ratio.iloc[0]:.1f} times as often in reviews with this trait: {traits.index[0]} ({traits.share_of_errors.iloc[0]:.0%} of all errors).")
-    (limits if cut_share > 0.05 else strengths).append(f"It does not read {cut_share:.1%} of the test reviews whole.")
+    (limits if cut_share > 0.05 else strengths).append(f"It does not read {cut_share:.1%} of the test reviews whole." if cut_share else "It reads every test review whole.")
     if tuple(names) == ("neg", "pos"): limits.append("It knows two labels only. A review that is neither for nor against gets one of them all the same.")
     else: limits.append(f"It knows {len(names)} labels only: {', '.join(names[:12])}{' and others' if len(names) > 12 else ''}. A text that fits none of them gets one of them all the same.")
     return strengths, limits

@@ -50,7 +50,7 @@ def resolve_labels(
     "The label names: `wanted`, or `neg` and `pos` where nothing else stands in the data, or its labels in sorted order, in their most frequent spelling."
     if wanted: return tuple(wanted)
     counts = Counter(labels.map(label_text))
-    if blank := counts.pop("", 0): raise DataError(f"{where}: {blank:,} of {len(labels):,} rows have no label. Fill them in, or remove these rows.")
+    if blank := counts.pop("", 0): raise DataError(f"{where}: {blank:,} of {len(labels):,} rows have no label, number {int(np.argmax(labels.map(label_text) == '')) + 1} first. Fill them in, or remove these rows.")
     spelt = {}
     for name, _ in counts.most_common(): spelt.setdefault(name.lower(), name)
     if set(spelt) <= set(FORMS): return "neg", "pos"

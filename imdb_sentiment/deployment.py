@@ -115,9 +115,9 @@ Labels a text {" or ".join(f'`{n}`' for n in names[:20])}{' and others' if len(n
 
 ## Results
 
-On {m['test_reviews']:,} test reviews, seed {m['seed']}: {a['value']:.2%} right, 95% interval {a['ci_low']:.2%} to {a['ci_high']:.2%}.{seeds} Macro F1 {m['f1_macro']['value']:.4f}.
+On {m['test_reviews']:,} test {'reviews' if films else 'texts'}, seed {m['seed']}: {a['value']:.2%} right, 95% interval {a['ci_low']:.2%} to {a['ci_high']:.2%}.{seeds} Macro F1 {m['f1_macro']['value']:.4f}.
 The probabilities are calibrated by temperature scaling on validation data: expected calibration error {c['ece_after']['value']:.3f}, before {c['ece_before']['value']:.3f}.
-{'' if s.get('threshold') is None else f"With the threshold {s['threshold']:.3f} it answers {s['coverage_at_99']:.0%} of the reviews and is right in {s['accuracy_at_99']['accuracy']:.2%} of those."}
+{'' if s.get('threshold') is None else f"With the threshold {s['threshold']:.3f} it answers {s['coverage_at_99']:.0%} of the {'reviews' if films else 'texts'} and is right in {s['accuracy_at_99']['accuracy']:.2%} of those."}
 {'On other data: ' + chr(10) + chr(10) + '| data | right | texts |' + chr(10) + '| --- | --- | --- |' + chr(10) + chr(10).join(wrong) if wrong else ''}
 
 ## Intended use and limits

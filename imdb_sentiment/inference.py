@@ -216,7 +216,7 @@ class Predictor:
         folder, where = Path(model).expanduser(), pick_device(device)
         config = own_config(folder)
         if config is None:
-            if folder.exists() or str(model).startswith((".", "/", "~")): load_model(folder) # says what is wrong with the folder
+            if folder.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1: load_model(folder) # says what is wrong with the folder
             elif fetched := from_hub(str(model)): return cls.load(fetched, device, **settings)
         graph = next((folder/n for n in ("model.int8.onnx", "model.onnx", "model.xml") if (folder/n).exists()), None) if config and not (folder/"model.safetensors").exists() else None
         kind = where if graph is None else "openvino" if graph.suffix == ".xml" else "onnx"

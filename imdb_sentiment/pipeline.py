@@ -537,10 +537,10 @@ def headline(
     m:dict # Content of `metrics.json`
 ) -> str:
     "The result in a sentence: over all seeds if there are several."
-    a, s = m["accuracy"], m.get("seeds", dict(n=1))
-    this = f"{a['value']:.2%}</span> of {m['test_reviews']:,} test reviews right, 95% interval {a['ci_low']:.2%} to {a['ci_high']:.2%}."
+    a, s, texts = m["accuracy"], m.get("seeds", dict(n=1)), "reviews" if about_films(m["data_name"]) else "texts"
+    this = f"{a['value']:.2%}</span> of {m['test_reviews']:,} test {texts} right, 95% interval {a['ci_low']:.2%} to {a['ci_high']:.2%}."
     if s["n"] == 1: return f'<span class="headline">{this}'
-    return f'<span class="headline">{s["mean"]:.2%} &plusmn; {100 * s["sd"]:.2f}</span> of the test reviews right: mean and standard deviation over {s["n"]} seeds. This run, seed {m["seed"]}: <span>{this}'
+    return f'<span class="headline">{s["mean"]:.2%} &plusmn; {100 * s["sd"]:.2f}</span> of the test {texts} right: mean and standard deviation over {s["n"]} seeds. This run, seed {m["seed"]}: <span>{this}'
 
 # %% ../nbs/08_pipeline.ipynb #e0e283f2
 def report_html(
