@@ -624,7 +624,7 @@ def results_table(
     head = "| what | encoder | accuracy | 95% interval | macro F1 | training |\n| --- | --- | --- | --- | --- | --- |"
     rows, seen = [], None
     for name, m in sorted(reports.items(), key=lambda r: -r[1]["accuracy"]["value"]):
-        a, seen = m["accuracy"], m
+        a, seen = m["accuracy"], seen or m # the baselines of the first row
         device = m["machine"]["gpu"] if m["machine"]["device"] == "cuda" else f"{m['machine']['cores']} CPU cores"
         rows.append(f"| [{name}](reports/{name}/report.html) | {m['encoder']['backbone']}, {m['encoder']['parameters'] / 1e6:.1f} M | **{a['value']:.2%}**{over_seeds(m)} | {a['ci_low']:.2%} to {a['ci_high']:.2%} | {m['f1_macro']['value']:.4f} | {m['training']['wall_seconds'] / 60:.0f} min, {device} |")
     if not seen: return "No report has been published yet."
