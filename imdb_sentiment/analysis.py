@@ -57,8 +57,7 @@ def plot_slices(
         accuracy, x = 100 * t.accuracy, np.arange(len(t))
         ax.errorbar(x, accuracy, [accuracy - 100 * t.ci_low, 100 * t.ci_high - accuracy], fmt="o", color=PALETTE["pos"], capsize=3)
         ax.axhline(100 * (t.accuracy * t.reviews).sum() / t.reviews.sum(), ls="--", color=PALETTE["dim"])
-        ax.set(title=title, xticks=x, xlim=(-0.5, len(t) - 0.5)); ax.set_xticklabels([f"{k}\n({int(n):,})" for k, n in zip(t.index, t.reviews)], fontsize=9)
-        ax.set(ylabel="accuracy (%)")
+        ax.set(title=title, ylabel="accuracy (%)", xticks=x, xlim=(-0.5, len(t) - 0.5)); ax.set_xticklabels([f"{k}\n({int(n):,})" for k, n in zip(t.index, t.reviews)], fontsize=9)
     axes[-1][0].set(xlabel="(number of reviews); bars: 95% interval")
     return fig
 

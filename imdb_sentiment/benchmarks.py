@@ -17,7 +17,7 @@ import numpy as np, torch
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, Trainer, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as hf_logging
 
 from . import training
@@ -63,7 +63,7 @@ def make_trainer(
     "A `Trainer` with its defaults, and the clock of its epochs."
     cfg, clock = job.cfg, EpochClock()
     args = TrainingArguments(str(folder), per_device_train_batch_size=cfg.batch_size, num_train_epochs=1, learning_rate=cfg.learning_rate, seed=cfg.seed, save_strategy="no", report_to=[],
-                             disable_tqdm=True, log_level="error", use_cpu=job.device == "cpu")
+                             disable_tqdm=True, use_cpu=job.device == "cpu")
     AcceleratorState._reset_state() # else the peer would inherit our precision
     model = make_model(Config(**{**vars(cfg), "attention_dropout": None}), job.tokenizer, "cuda") # the name keeps PyTorch's own attention and dropout, wherever it runs
     trainer = Trainer(model, args, train_dataset=job.tokens["train"], data_collator=DataCollatorWithPadding(job.tokenizer), callbacks=[clock])
@@ -328,7 +328,7 @@ def train_until_killed(
     training.train_step, training.write_tensors = first_step, write_or_die
     train(Config(**settings), run)
 
-
+# %% ../nbs/09_benchmarks.ipynb #0b7dd4ef
 def kill_and_resume(
     settings:dict, # Of `Config`; long enough to be killed so often
     folder, # For the two runs

@@ -622,15 +622,16 @@ def results_table(
 ) -> str:
     "The results as a Markdown table, the original write-up and the baselines labelled as what they are."
     head = "| what | encoder | accuracy | 95% interval | macro F1 | training |\n| --- | --- | --- | --- | --- | --- |"
-    rows, seen = [], None
-    for name, m in sorted(reports.items(), key=lambda r: -r[1]["accuracy"]["value"]):
-        a, seen = m["accuracy"], seen or m # the baselines of the first row
+    if not reports: return "No report has been published yet."
+    rows, best_first = [], sorted(reports.items(), key=lambda r: -r[1]["accuracy"]["value"])
+    for name, m in best_first:
+        a = m["accuracy"]
         device = m["machine"]["gpu"] if m["machine"]["device"] == "cuda" else f"{m['machine']['cores']} CPU cores"
         rows.append(f"| [{name}](reports/{name}/report.html) | {m['encoder']['backbone']}, {m['encoder']['parameters'] / 1e6:.1f} M | **{a['value']:.2%}**{over_seeds(m)} | {a['ci_low']:.2%} to {a['ci_high']:.2%} | {m['f1_macro']['value']:.4f} | {m['training']['wall_seconds'] / 60:.0f} min, {device} |")
-    if not seen: return "No report has been published yet."
-    for t in (seen["baselines"][k] for k in ("nbsvm", "tfidf") if k in seen["baselines"]):
+    best = best_first[0][1]
+    for t in (best["baselines"][k] for k in ("nbsvm", "tfidf") if k in best["baselines"]):
         rows.append(f"| {t['name']}, on the same split | - | {t['accuracy']['value']:.2%} | {t['accuracy']['ci_low']:.2%} to {t['accuracy']['ci_high']:.2%} | - | - |")
-    o = seen["original_write_up"]
+    o = best["original_write_up"]
     rows.append(f"| original write-up, its author's figures | DistilBERT, 67 M | {o['accuracy']:.1%} | not given | {o['f1_macro']:.3f} | {o['training_time']} |")
     return "\n".join([head, *rows])
 
@@ -769,9 +770,7 @@ def seeds(
         name, first = report_name(name or preset), make_config(preset, **overrides)
         run, target = Path(run_dir or project_root()/"runs"/name), project_root()/"reports"/name
         if first.seed in seeds: raise SettingError(f"The run itself has seed {first.seed}. Choose others.")
-        there = read_json(run/"config.json") if (run/"config.json").exists() else {}
-        mine = {k: v for k, v in json.loads(json.dumps(asdict(first))).items() if k in there and k != "seed"}
-        if other := config_differences({k: there[k] for k in mine}, mine): raise SettingError(f"The run {run.name} has other settings: {'; '.join(f'{k} is {a!r} there and {b!r} here' for k, (a, b) in other.items())}. Give the --preset and --set of its report.")
+        if (run/"config.json").exists(): open_run(first, run) # refuses other settings than the run's
         for seed in seeds:
             cfg, folder = make_config(preset, **{**overrides, "seed": seed}), run/"seeds"/str(seed)
             adopt_config(cfg, folder)
@@ -957,14 +956,14 @@ def check_card(
     report:str # Its name
 ):
     "Raise `SettingError` if the report is that of another model."
+    from imdb_sentiment.inference import own_config
     folder = Path(model).expanduser().resolve()
-    if not (folder/"config.json").exists(): return # which the export itself says
-    labels = list(read_json(folder/"config.json").get("id2label", {}).values())
+    labels = list((own_config(folder) or {}).get("id2label", {}).values()) # none: the export itself says that there is no model
     if labels and labels != measured["settings"]["label_names"]: raise SettingError(f"--report {report!r} is of a model for {', '.join(measured['settings']['label_names'][:5])}, and {model} answers {', '.join(labels[:5])}. Name the report of this model.")
     trained = folder.parent/"training.json"
     if trained.exists() and read_json(trained)["identity"] != measured["training"]["identity"]: raise SettingError(f"--report {report!r} is of another training than the one in {folder.parent}. Name the report of this model, or publish it.")
 
-
+# %% ../nbs/08_pipeline.ipynb #141d9ac1
 @app.command("export", epilog="Examples:  imdb-sentiment export --model runs/demo/model --out my-model --report demo  |  imdb-sentiment export --model runs/demo/model --out my-int8 --form int8")
 def export_command(
     model:str=typer.Option(..., help="Folder of a saved model."),

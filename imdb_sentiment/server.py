@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Annotated
 
 from .config import RunError, SettingError
-from .inference import InputError, Predictor, as_text
+from .inference import InputError, Predictor, checked
 
 # %% ../nbs/07a_server.ipynb #504b4659
 class Busy(Exception):
@@ -123,7 +123,7 @@ def need_serve():
     "Raise `RunError` if the extra is not installed."
     if missing := [m for m in ("fastapi", "uvicorn", "prometheus_client") if not find_spec(m)]: raise RunError(f"The server needs {' and '.join(missing)}. Install: pip install 'imdb_sentiment[serve]'.")
 
-
+# %% ../nbs/07a_server.ipynb #9642446b
 def messages(
     most_texts:int # Of a request
 ) -> SimpleNamespace:
@@ -187,13 +187,10 @@ async def answers_to(
 ) -> list:
     "The answers as they stand in the response. Raises FastAPI's `HTTPException` with the status for what went wrong."
     from fastapi import HTTPException
-    found = []
-    for i, t in enumerate(texts):
-        try: found.append(as_text(t))
-        except InputError as e: raise HTTPException(422, f"texts, number {i} (counted from 0): {e}.") from None
     try:
-        futures = batcher.submit(found, explain)
+        futures = batcher.submit(checked(texts), explain)
         answers = await asyncio.wait_for(asyncio.gather(*map(asyncio.wrap_future, futures)), seconds)
+    except InputError as e: raise HTTPException(422, f"texts, {e}.") from None
     except Busy as e: raise HTTPException(503, f"The server is busy: {e}. Try again in a second.", {"Retry-After": "1"}) from None
     except (asyncio.TimeoutError, TimeoutError): raise HTTPException(504, f"No answer within {seconds:g} seconds. Send fewer or shorter texts.") from None
     if explain: return [dict(asdict(a["prediction"]), explanation=dict(text=a["text"], pieces=a["pieces"])) for a in answers]

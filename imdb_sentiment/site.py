@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'public_names', 'chapter_of', 'linked', 'link_to_report', 'is_measured', 'executed', 'published',
-           'with_outputs', 'plot_docs', 'figure_text', 'defined_in', 'joined', 'page_cells', 'plain', 'help_texts',
+           'with_outputs', 'plot_docs', 'figure_text', 'defined_in', 'page_cells', 'plain', 'help_texts',
            'parameter_lines', 'signature_of', 'constant_comments', 'entry', 'reference_page', 'notebook_links',
            'lay_out', 'build_site']
 
@@ -122,18 +122,16 @@ def with_outputs(
     same = all(c.id in theirs and theirs[c.id].source == c.source for c in examples)
     ran = theirs if same else {c.id: c for c in run(current).cells}
     current.cells = [c for c in current.cells if conditions_of(c) <= holds]
-    injected, told = next((c for c in theirs.values() if "injected-parameters" in c.metadata.get("tags", [])), None), False
+    injected = next((c for c in theirs.values() if "injected-parameters" in c.metadata.get("tags", [])), None)
+    first_changed = next((c.id for c in current.cells if is_measured(c) and c.id in theirs and theirs[c.id].source != c.source), None)
     shown = []
     for c in current.cells:
+        if c.id == first_changed: shown.append(nbformat.v4.new_markdown_cell("*From here on, code and outputs are shown as they ran for the published results; functions above may have changed since.*", id="as-it-ran"))
         source = None if c.cell_type != "code" else theirs.get(c.id) if is_measured(c) else ran.get(c.id)
         if injected and "parameters" in c.metadata.get("tags", []):
             shown.append(nbformat.v4.new_markdown_cell("*The outputs below are those of the published run, whose settings stand in the next cell. In your copy it says `demo`.*", id="settings-of-the-run"))
-            c.source = "\n".join(l for l in injected.source.splitlines() if not l.startswith("# Parameters"))
-        elif source is not None:
-            if is_measured(c) and source.source != c.source and not told:
-                told = True
-                shown.append(nbformat.v4.new_markdown_cell("*From here on, code and outputs are shown as they ran for the published results; functions above may have changed since.*", id="as-it-ran"))
-            c.source, c.outputs = source.source, source.get("outputs", [])
+            c.source = injected.source.removeprefix("# Parameters\n")
+        elif source is not None: c.source, c.outputs = source.source, source.get("outputs", [])
         shown.append(c)
     current.cells = shown
     return current
@@ -168,22 +166,12 @@ def defined_in(
     return found
 
 # %% ../nbs/10_site.ipynb #a0acecab
-def joined(
-    outputs # Of a cell
-) -> list:
-    "The outputs, what a stream said in pieces in one."
-    found = []
-    for o in copy.deepcopy(outputs):
-        if found and o.output_type == found[-1].output_type == "stream" and o.name == found[-1].name: found[-1].text += o.text
-        else: found.append(o)
-    return found
-
-
 def page_cells(
     notebook, # From `with_outputs`
     reports:str="../reports" # Path from the page to the folder of the published pages
 ) -> list:
     "The cells of its page."
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     cells, heading, known = [], "", public_names()
     for c in notebook.cells:
         if c.cell_type == "markdown":
@@ -191,7 +179,8 @@ def page_cells(
             cells.append(nbformat.v4.new_markdown_cell(linked(c.source, reports), id=c.id)); continue
         if re.search(r"^#\|\s*(hide|default_exp)\b", c.source, re.M) or "injected-parameters" in c.metadata.get("tags", []): continue
         if names := [n for n in defined_in(c.source) if n in known] if "#| export" in c.source else []: cells.append(nbformat.v4.new_markdown_cell("".join(f'<span id="def-{n}"></span>' for n in names), id=f"{c.id}-at"))
-        page = nbformat.v4.new_code_cell(re.sub(r"^#\|.*\n?", "", c.source, flags=re.M), id=c.id, outputs=joined(c.outputs))
+        page = nbformat.v4.new_code_cell(re.sub(r"^#\|.*\n?", "", c.source, flags=re.M), id=c.id, outputs=copy.deepcopy(c.outputs))
+        CoalesceStreamsPreprocessor().preprocess_cell(page, {}, 0) # MyST would break the line between two pieces
         for o in page.outputs: o.get("metadata", {}).pop("image/png", None)
         page.metadata = dict(mystnb=dict(image=dict(alt=figure_text(c.source, heading), align="center")), tags=["remove-input"] if "#| echo: false" in c.source else [])
         cells.append(page)
@@ -261,7 +250,7 @@ def entry(
     said:str="" # Of a constant: the comment behind it
 ) -> str:
     "The reference of one name, with the methods of a class inside it."
-    fence, kind = "`" * level, "class" if inspect.isclass(thing) else "function" if callable(thing) and not isinstance(thing, Typer) else "data"
+    fence, kind = "`" * level, "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
     if isinstance(thing, Typer): return f"{fence}{{py:data}} {name}\nThe commands of the console. {plain(thing.info.help or '')} {source}\n{fence}\n"
     if kind == "data":
         value = re.sub(r"<(?:function|class) '?(.+?)'?(?: at 0x\w+)?>(?=[,})\]]|$)", r"\1", " ".join(repr(sorted(thing) if isinstance(thing, (set, frozenset)) else thing).split()))
