@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'CHAPTERS', 'PALETTE', 'SettingError', 'setting', 'coerce_setting', 'Config', 'check_names', 'make_config',
            'parse_overrides', 'atomic_path', 'recover', 'remove', 'write_json', 'read_json', 'RunError', 'project_root',
-           'config_differences', 'open_run', 'need', 'injected_names', 'chapter_run', 'pick_device', 'pick_precision',
-           'seed_everything', 'without_docstrings', 'library_definitions', 'code_fingerprint', 'settings_until',
-           'data_name', 'about_films', 'class_colours', 'house_style', 'save_figure']
+           'config_differences', 'in_words', 'open_run', 'need', 'injected_names', 'chapter_run', 'pick_device',
+           'pick_precision', 'seed_everything', 'without_docstrings', 'library_definitions', 'code_fingerprint',
+           'settings_until', 'data_name', 'about_films', 'class_colours', 'house_style', 'save_figure']
 
 # %% ../nbs/00_config.ipynb #ae01ca37
 import ast, difflib, functools, hashlib, importlib.util, json, os, random, shutil, typing
@@ -223,6 +223,13 @@ def config_differences(
     return {k: (old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
 
 
+def in_words(
+    differences:dict # From `config_differences`
+) -> str:
+    "Such as `epochs is 9 there and 4 here`."
+    return "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in differences.items())
+
+# %% ../nbs/00_config.ipynb #d96b8e1c
 def open_run(
     cfg:Config, # What the run is to be
     path # Its folder, made if absent
@@ -235,8 +242,7 @@ def open_run(
         elif not os.access(path, os.W_OK): raise PermissionError("no permission")
     except OSError as e: raise RunError(f"Cannot write to the run folder {path}: {e.strerror or e}. Free some space, change its permissions or choose another folder.") from e
     if other := config_differences(read_json(path/"config.json"), mine):
-        said = "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in other.items())
-        raise RunError(f"{path} belongs to another configuration: {said}. Choose another folder, or let `imdb-sentiment report` bring this one up to date.")
+        raise RunError(f"{path} belongs to another configuration: {in_words(other)}. Choose another folder, or let `imdb-sentiment report` bring this one up to date.")
     return path
 
 # %% ../nbs/00_config.ipynb #171e6a01

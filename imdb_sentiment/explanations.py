@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'encode_with_places', 'label_scores', 'score_of', 'explained_labels', 'in_batches', 'integrated_gradients',
-           'token_logits', 'token_scores', 'occlusion', 'attention_rollout', 'faithfulness', 'times_random',
-           'random_scores', 'read_rationales', 'word_scores', 'agreement', 'reading_coverage', 'coloured']
+           'token_logits', 'token_scores', 'occlusion', 'attention_rollout', 'random_scores', 'faithfulness',
+           'times_random', 'read_rationales', 'word_scores', 'agreement', 'reading_coverage', 'coloured']
 
 # %% ../nbs/05b_explanations.ipynb #7ab9024f
 import gzip, html, json, re, time
@@ -178,6 +178,15 @@ def attention_rollout(
     finally: model.encoder.set_attn_implementation(kind)
     return scores
 
+# %% ../nbs/05b_explanations.ipynb #09393393
+def random_scores(
+    encoded:list, # From `encode_with_places`
+    seed:int=0
+) -> list:
+    "Scores without any meaning, to compare with."
+    rng = np.random.default_rng(seed)
+    return [np.where(e["special"], 0, rng.normal(size=len(e["special"]))) for e in encoded]
+
 # %% ../nbs/05b_explanations.ipynb #fc4e35fd
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5) # of the tokens, as in ERASER
 
@@ -221,15 +230,6 @@ def times_random(
     draws = [values[rows].mean() / random[rows].mean() for rows in (rng.integers(0, len(values), len(values)) for _ in range(resamples))]
     low, high = np.percentile(draws, (2.5, 97.5))
     return dict(value=float(values.mean() / random.mean()), ci_low=float(low), ci_high=float(high))
-
-
-def random_scores(
-    encoded:list, # From `encode_with_places`
-    seed:int=0
-) -> list:
-    "Scores without any meaning, to compare with."
-    rng = np.random.default_rng(seed)
-    return [np.where(e["special"], 0, rng.normal(size=len(e["special"]))) for e in encoded]
 
 # %% ../nbs/05b_explanations.ipynb #55c62108
 def read_rationales(

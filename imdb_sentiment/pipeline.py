@@ -28,7 +28,7 @@ import psutil, typer
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .config import (Config, RunError, SettingError, about_films, atomic_path, code_fingerprint, config_differences, data_name, make_config, open_run, pick_device, parse_overrides,
+from .config import (Config, RunError, SettingError, about_films, atomic_path, code_fingerprint, config_differences, data_name, in_words, make_config, open_run, pick_device, parse_overrides,
                                    project_root, read_json, recover, remove, settings_until, write_json)
 
 # %% ../nbs/08_pipeline.ipynb #570aa9a0
@@ -764,13 +764,14 @@ def seeds(
     run_dir:str=typer.Option("", help="As given to `report`."),
 ):
     "Train a run's settings with other seeds, in its folder seeds/, and note each in its report if there is one; the next `report` gives mean and standard deviation."
-    from imdb_sentiment.evaluation import calibrate, predict_part, prediction_file, seed_record
+    from imdb_sentiment.evaluation import calibrate, predict_part, prediction_file, seed_record, shared_settings
     with told_in_a_sentence():
         overrides = absolute_paths(parse_overrides(set_))
         name, first = report_name(name or preset), make_config(preset, **overrides)
         run, target = Path(run_dir or project_root()/"runs"/name), project_root()/"reports"/name
         if first.seed in seeds: raise SettingError(f"The run itself has seed {first.seed}. Choose others.")
-        if (run/"config.json").exists(): open_run(first, run) # refuses other settings than the run's
+        there = read_json(run/"config.json") if (run/"config.json").exists() else {}
+        if there and (other := config_differences(shared_settings(there), shared_settings(json.loads(json.dumps(asdict(first)))))): raise RunError(f"{run} belongs to another configuration: {in_words(other)}. Give the --preset and --set of its report.")
         for seed in seeds:
             cfg, folder = make_config(preset, **{**overrides, "seed": seed}), run/"seeds"/str(seed)
             adopt_config(cfg, folder)
