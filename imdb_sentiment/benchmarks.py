@@ -260,7 +260,7 @@ def random_encoder(
 ) -> str:
     "A folder with an encoder of random weights; its path. Speed does not depend on the weights."
     if not (Path(folder)/"config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, trust_remote_code=False)
         with atomic_path(folder) as tmp:
             torch.manual_seed(0)
             build_encoder(AutoConfig.for_model(family, vocab_size=len(tokenizer), **shape)).save_pretrained(tmp)

@@ -9,10 +9,10 @@ __all__ = ['FORMS', 'MOST_LABELS', 'MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_S
            'embedded_grammar', 'part_lists', 'draw_word', 'fill_template', 'draw_templates', 'plan_review',
            'generate_review', 'generate_reviews', 'embedded_reviews', 'text_key', 'split_reviews', 'read_file',
            'balanced_sample', 'hub_table', 'read_hub', 'load_reviews', 'text_hash', 'prepare_split', 'with_labels',
-           'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'load_tokenizer', 'encode_texts',
-           'tokenize_reviews', 'LengthBatches', 'collate', 'class_counts', 'with_lengths', 'length_summary',
-           'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'telling_tables', 'telling_lists',
-           'plot_telling', 'copies', 'copy_counts', 'notable_reviews']
+           'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'loading_reason', 'load_tokenizer',
+           'encode_texts', 'tokenize_reviews', 'LengthBatches', 'collate', 'class_counts', 'with_lengths',
+           'length_summary', 'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'telling_tables',
+           'telling_lists', 'plot_telling', 'copies', 'copy_counts', 'notable_reviews']
 
 # %% ../nbs/01_data.ipynb #7323c33a
 import hashlib, json, os, random, re, tarfile
@@ -522,6 +522,15 @@ def tiny_tokenizer(
     return BertTokenizerFast(tokenizer_object=BertWordPieceTokenizer(vocab=trained.get_vocab(), lowercase=True)._tokenizer, model_max_length=512)
 
 
+def loading_reason(
+    error:Exception # What a `from_pretrained` of transformers raised
+) -> str:
+    "Why something could not be loaded, in a line; code that comes with a repository is never run, whoever asks for it."
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own repository, and this library runs no downloaded code"
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
 def load_tokenizer(
     cfg:Config, # `backbone` says which
     texts=() # Training reviews, for `tiny`
@@ -529,9 +538,10 @@ def load_tokenizer(
     "The tokenizer of the backbone."
     from transformers import AutoTokenizer
     if cfg.backbone == "tiny": return tiny_tokenizer(texts)
-    try: return AutoTokenizer.from_pretrained(cfg.backbone)
+    try: return AutoTokenizer.from_pretrained(cfg.backbone, trust_remote_code=False)
     except Exception as e: # no network, no such name, a broken file: the library raises many kinds
-        raise RunError(f"backbone={cfg.backbone!r}: no usable tokenizer there ({type(e).__name__}: {str(e)[:200]}). Check the name; without a network, give a folder with tokenizer.json and config.json.") from e
+        raise RunError(f"backbone={cfg.backbone!r}: no usable tokenizer there ({loading_reason(e)}). "
+                       "Check the name; without a network, give a folder with tokenizer.json and config.json.") from e
 
 # %% ../nbs/01_data.ipynb #b8735c73
 def encode_texts(

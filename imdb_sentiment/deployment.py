@@ -236,7 +236,7 @@ def load_onnx(
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         if {i.name for i in session.get_inputs()} != {"input_ids", "attention_mask"}: raise ValueError(f"its inputs are {', '.join(i.name for i in session.get_inputs())}, not input_ids and attention_mask")
-        tokenizer = AutoTokenizer.from_pretrained(Path(path).parent)
+        tokenizer = AutoTokenizer.from_pretrained(Path(path).parent, trust_remote_code=False)
     except Exception as e: raise RunError(f"{path} is no usable ONNX model ({type(e).__name__}: {str(e)[:200]}). Export it again.") from e
     def score(rows):
         ids, mask = padded_batch(rows, max(map(len, rows)), tokenizer.pad_token_id)
@@ -338,7 +338,7 @@ def load_openvino(
     try:
         compiled = openvino.Core().compile_model(str(path), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16" if pick_precision("auto", "cpu") == "bf16" else "f32"})
         if {i.any_name for i in compiled.inputs} != {"input_ids", "attention_mask"}: raise ValueError(f"its inputs are {', '.join(i.any_name for i in compiled.inputs)}, not input_ids and attention_mask")
-        tokenizer, read_length = AutoTokenizer.from_pretrained(Path(path).parent), read_json(Path(path).parent/"config.json")["read_length"]
+        tokenizer, read_length = AutoTokenizer.from_pretrained(Path(path).parent, trust_remote_code=False), read_json(Path(path).parent/"config.json")["read_length"]
     except Exception as e: raise RunError(f"{path} is no usable OpenVINO model ({type(e).__name__}: {str(e)[:200]}). Export it again.") from e
     alone = threading.Lock() # the queue serves one caller at a time
     queue = openvino.AsyncInferQueue(compiled)

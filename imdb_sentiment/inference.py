@@ -20,7 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from .calibration import threshold_for
 from .config import Config, RunError, chapter_run, house_style, need, pick_device, pick_precision, read_json, write_json
-from .data import clean_text, collate, cut_tokens, load_split
+from .data import clean_text, collate, cut_tokens, load_split, loading_reason
 from .evaluation import fit_temperature, negative_log_likelihood
 from .model import load_model, make_model, no_loading_bars, update_model_config
 from .training import Progress
@@ -157,11 +157,13 @@ def any_classifier(
     level = logging.getLogger("transformers.modeling_utils").level
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR) # what it warns of is raised below
     try:
-        with no_loading_bars(): loaded, info = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        with no_loading_bars(): loaded, info = AutoModelForSequenceClassification.from_pretrained(
+            model, use_safetensors=True, output_loading_info=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if info["missing_keys"]: raise ValueError(f"it has no weights for {', '.join(sorted(info['missing_keys'])[:2])}: no text classifier")
     except Exception as e: # no network, no such name, another kind of model: the library raises many kinds
-        raise RunError(f"{str(model)!r} is no usable text classifier ({type(e).__name__}: {str(e)[:200]}). Give the folder of a saved model, or the Hub name of a text classifier with model.safetensors.") from e
+        raise RunError(f"{str(model)!r} is no usable text classifier ({loading_reason(e)}). "
+                       "Give the folder of a saved model, or the Hub name of a text classifier with model.safetensors.") from e
     finally: logging.getLogger("transformers.modeling_utils").setLevel(level)
     if tokenizer.pad_token_id is None: raise RunError(f"{str(model)!r}: its tokenizer has no padding token.")
     if loaded.config.num_labels < 2: raise RunError(f"{str(model)!r} gives a number and no label. Give a text classifier with at least two labels.")

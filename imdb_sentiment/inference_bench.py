@@ -49,7 +49,7 @@ def peer(
     from transformers import pipeline
     from transformers.utils import logging as hf_logging
     hf_logging.set_verbosity_error()
-    pipe = pipeline("text-classification", model=str(model), trust_remote_code=True, truncation=True, top_k=None, device=device)
+    pipe = pipeline("text-classification", model=str(model), trust_remote_code=False, truncation=True, top_k=None, device=device)
     second = pipe.model.config.id2label[1]
     return lambda texts: np.array([next(a["score"] for a in answer if a["label"] == second) for answer in pipe(list(texts), batch_size=batch_size)])
 

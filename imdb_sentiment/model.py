@@ -23,6 +23,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as hf_logging
 
 from .config import Config, RunError, atomic_path, chapter_run, read_json, seed_everything, write_json
+from .data import loading_reason
 
 # %% ../nbs/02_model.ipynb #26c1d791
 def mean_pool(
@@ -143,8 +144,8 @@ def build_encoder(
     config # The encoder's configuration
 ):
     "The encoder with random weights, without a pooler."
-    try: return AutoModel.from_config(config, add_pooling_layer=False)
-    except TypeError: return AutoModel.from_config(config)
+    try: return AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False)
+    except TypeError: return AutoModel.from_config(config, trust_remote_code=False)
 
 # %% ../nbs/02_model.ipynb #640ba65e
 class TransformerClassifier(PreTrainedModel):
@@ -215,9 +216,10 @@ def read_encoder_config(
     backbone:str # Hub name or folder
 ):
     "The configuration of a pretrained encoder; raises `RunError` with what to do."
-    try: return AutoConfig.from_pretrained(backbone)
+    try: return AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     except Exception as e: # no network, no such name, broken JSON: the library raises many kinds
-        raise RunError(f"backbone={backbone!r} is no usable encoder ({type(e).__name__}: {str(e)[:200]}). Check the name; without a network, give a folder with config.json and model.safetensors.") from e
+        raise RunError(f"backbone={backbone!r} is no usable encoder ({loading_reason(e)}). "
+                       "Check the name; without a network, give a folder with config.json and model.safetensors.") from e
 
 # %% ../nbs/02_model.ipynb #bc4cf596
 @contextmanager
@@ -239,7 +241,8 @@ def load_pretrained(
     try:
         with no_loading_bars(): loaded, info = type(model.encoder).from_pretrained(backbone, output_loading_info=True, dtype=torch.float32, use_safetensors=True)
     except Exception as e: # as above
-        raise RunError(f"backbone={backbone!r}: its weights cannot be loaded ({type(e).__name__}: {str(e)[:200]}). The folder needs a whole model.safetensors.") from e
+        raise RunError(f"backbone={backbone!r}: its weights cannot be loaded ({loading_reason(e)}). "
+                       "The folder needs a whole model.safetensors.") from e
     finally: hf_logging.set_verbosity(level)
     missing = [k for k in info["missing_keys"] if "pooler" not in k]
     if missing: raise RunError(f"backbone={backbone!r}: {len(missing)} weights are missing in its file, {missing[0]} first. It belongs to another model.")
@@ -302,9 +305,9 @@ def load_model(
         with no_loading_bars(): model, info = TransformerClassifier.from_pretrained(path, config=config, use_safetensors=True, output_loading_info=True)
         if missing := sorted(info["missing_keys"]): raise ValueError(f"its file lacks {len(missing)} weights, {missing[0]} first")
         model.encoder.set_attn_implementation(attention_for(config.encoder_config(), device))
-        return model.to(device).eval(), AutoTokenizer.from_pretrained(path)
+        return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as e: # a damaged file shows itself in many ways
-        raise RunError(f"{path} is not a whole TransformerClassifier ({type(e).__name__}: {str(e)[:200]}). Train it again.") from e
+        raise RunError(f"{path} is not a whole TransformerClassifier ({loading_reason(e)}). Train it again.") from e
 
 
 def update_model_config(
