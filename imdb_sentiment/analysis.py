@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from .calibration import share_with_interval
-from .config import Config, PALETTE, about_films, chapter_run, class_colours, data_name, house_style, need, pick_device, pick_precision, read_json, save_figure, write_json
+from .config import (Config, PALETTE, about_films, chapter_run, class_colours, data_name, house_style,
+                                   need, read_json, save_figure, write_json)
 from .data import balanced_sample, clean_text, collate, load_split, text_key, tokenize_reviews, with_labels
 from .evaluation import chances_in, lower_clean
 from .model import load_model, make_model
+from .runs import mixed_precision, pick_device, pick_precision
 
 # %% ../nbs/05_analysis.ipynb #74e393c6
 def with_outcome(
@@ -215,13 +217,13 @@ def pooled_vectors(
     model, # A `TransformerClassifier`
     tokens, # From `tokenize_reviews`
     pad_id:int, # The tokenizer's padding id
-    precision:str="fp32", # `fp32` or `bf16`
+    precision:str="fp32", # `fp32`, `bf16` or `fp16`
     batch_size:int=64
 ) -> np.ndarray:
     "The vector that the head sees, for each review (reviews x width)."
     import torch
     order, found = np.argsort(tokens["n_tokens"], kind="stable"), {}
-    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.inference_mode(), mixed_precision(model.device.type, precision):
         for start in range(0, len(order), batch_size):
             rows = order[start:start + batch_size]
             batch = collate([tokens[int(i)] for i in rows], pad_id)

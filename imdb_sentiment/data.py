@@ -10,7 +10,7 @@ __all__ = ['FORMS', 'MOST_LABELS', 'MEMBER', 'READERS', 'SHARED_SHARE', 'BREAK_S
            'generate_review', 'generate_reviews', 'embedded_reviews', 'text_key', 'split_reviews', 'read_file',
            'balanced_sample', 'hub_table', 'read_hub', 'load_reviews', 'text_hash', 'prepare_split', 'with_labels',
            'load_split', 'clean_text', 'cut_tokens', 'tiny_tokenizer', 'loading_reason', 'load_tokenizer',
-           'encode_texts', 'tokenize_reviews', 'LengthBatches', 'collate', 'class_counts', 'with_lengths',
+           'encode_texts', 'tokenize_reviews', 'LengthBatches', 'TokenRows', 'collate', 'class_counts', 'with_lengths',
            'length_summary', 'cut_shares', 'plot_lengths', 'plot_stars', 'telling_words', 'telling_tables',
            'telling_lists', 'plot_telling', 'copies', 'copy_counts', 'notable_reviews']
 
@@ -602,6 +602,29 @@ class LengthBatches:
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += [pool[i:i + self.batch_size].tolist() for i in range(0, len(pool), self.batch_size)]
         return iter([batches[i] for i in rng.permutation(len(batches))])
+
+# %% ../nbs/01_data.ipynb #4ea5dec4
+class TokenRows:
+    "The rows of a tokenised dataset as arrays, for batches that a GPU does not have to wait for."
+    def __init__(self,
+        tokens # From `tokenize_reviews`
+    ):
+        columns = tokens.with_format("arrow")[:] # follows the selection, if `tokens` is one
+        self.chunks = [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in columns["input_ids"].chunks]
+        self.starts = np.cumsum([0] + [len(offsets) - 1 for _, offsets in self.chunks])
+        self.labels = columns["label"].to_numpy() if "label" in columns.column_names else None
+
+    def __len__(self): return int(self.starts[-1])
+
+    def __getitem__(self,
+        row:int # Number of the row
+    ) -> dict:
+        "`input_ids`, and `label` if there is one: a row for `collate`."
+        k = int(np.searchsorted(self.starts, row, side="right")) - 1
+        values, offsets = self.chunks[k]
+        at = row - self.starts[k]
+        ids = dict(input_ids=values[offsets[at]:offsets[at + 1]])
+        return ids if self.labels is None else dict(ids, label=self.labels[row])
 
 # %% ../nbs/01_data.ipynb #c795e59a
 def collate(

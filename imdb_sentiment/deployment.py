@@ -19,10 +19,12 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from . import model as model_module
-from .config import RunError, about_films, atomic_path, chapter_run, house_style, need, pick_precision, read_json, remove, write_json
+from .config import (RunError, about_films, atomic_path, chapter_run, house_style, need, read_json,
+                                   remove, write_json)
 from .data import load_split
 from .inference import Predictor
 from .model import load_model
+from .runs import pick_precision
 
 # %% ../nbs/07_deployment.ipynb #b3366c17
 FORMS = {"huggingface": "model.safetensors", "onnx": "model.onnx", "int8": "model.int8.onnx", "openvino": "model.bin", "openvino-int8": "model.bin"} # each with the file of its weights

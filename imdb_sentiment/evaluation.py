@@ -21,9 +21,12 @@ from scipy.special import expit, log_softmax, softmax
 from scipy.stats import binomtest
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from .config import Config, PALETTE, RunError, about_films, atomic_path, chapter_run, class_colours, config_differences, data_name, house_style, need, pick_device, pick_precision, save_figure, write_json, read_json
+from .config import (EXECUTION, Config, PALETTE, RunError, about_films, atomic_path, chapter_run, class_colours,
+                                   config_differences, data_name, house_style, need, save_figure, write_json,
+                                   read_json)
 from .data import clean_text, copies, encode_texts, load_split, tokenize_reviews, with_labels
 from .model import load_model, update_model_config
+from .runs import machine_facts, pick_device, pick_precision
 from .training import Progress, predict_logits
 
 # %% ../nbs/04_evaluation.ipynb #541380dc
@@ -97,7 +100,7 @@ def text_chances(
     model, # A `TransformerClassifier`, with its temperature
     tokenizer,
     texts, # Any texts
-    precision:str="fp32", # `fp32` or `bf16`
+    precision:str="fp32", # `fp32`, `bf16` or `fp16`
     batch_size:int=64,
     what:str="predicting" # For the progress bar
 ) -> np.ndarray:
@@ -319,8 +322,9 @@ def compare_pairs(
 def shared_settings(
     settings:dict # All settings of a run
 ) -> dict:
-    "Those that the seeds of one report must share; of data and backbone the names, since the same files may lie in another place."
-    shared = {k: v for k, v in settings.items() if k not in ("seed", "resamples", "device", "suites", "label_names", "test_share")} # the last shows itself in the number of test reviews
+    "Those that the seeds of one report must share; of data and backbone the names, as the same files may lie elsewhere."
+    own = {"seed", "resamples", "suites", "label_names", "test_share", *EXECUTION} # test_share shows in the number of test reviews
+    shared = {k: v for k, v in settings.items() if k not in own}
     return shared | {k: Path(str(shared[k])).name for k in ("data", "backbone") if k in shared}
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from .config import Config, PALETTE, about_films, chapter_run, data_name, house_style, need, pick_device, pick_precision, save_figure, write_json
+from .config import (Config, PALETTE, about_films, chapter_run, data_name, house_style, need,
+                                   save_figure, write_json)
 from .data import balanced_sample, clean_text, collate, cut_tokens, load_split, with_labels
 from .evaluation import answers_in, chances_in, suite_files
 from .model import load_model, make_model
+from .runs import mixed_precision, pick_device, pick_precision
 from .training import Progress, predict_logits
 
 # %% ../nbs/05b_explanations.ipynb #97aed2c7
@@ -80,7 +82,7 @@ def integrated_gradients(
     steps:int=16, # Of the integration at first
     most_steps:int=128, # They are doubled up to here for reviews that miss too much
     tolerance:float=0.05, # What a review may miss of completeness
-    precision:str="fp32", # `fp32` or `bf16`
+    precision:str="fp32", # `fp32`, `bf16` or `fp16`
     batch_size:int=4 # Reviews at a time; each takes part `steps` times
 ) -> tuple:
     "For each review the score of each token, towards the target label; and what completeness misses, relative to the difference to be explained (in logits where that is less than one)."
@@ -97,7 +99,7 @@ def integrated_gradients(
                 ids, mask, toward = batch["input_ids"], batch["attention_mask"], torch.as_tensor(np.asarray(targets)[rows], device=model.device)
                 blanks = ids.clone()
                 for r, i in enumerate(rows): blanks[r, :len(encoded[i]["special"])][torch.as_tensor(~encoded[i]["special"], device=ids.device)] = blank
-                with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                with mixed_precision(model.device.type, precision):
                     given = explain.attribute(ids, blanks, additional_forward_args=(mask, toward), n_steps=steps, internal_batch_size=4 * batch_size)
                     with torch.no_grad(): difference = (score_of(model)(ids, mask, toward) - score_of(model)(blanks, mask, toward)).cpu().numpy()
                 by_token = given.float().sum(-1).detach().cpu().numpy()
@@ -113,7 +115,7 @@ def token_logits(
     model, # A `TransformerClassifier`
     tokenizer,
     variants:list, # Token ids of each text
-    precision:str="fp32", # `fp32` or `bf16`
+    precision:str="fp32", # `fp32`, `bf16` or `fp16`
     what:str="predicting" # For the progress bar
 ) -> np.ndarray:
     "Logits before the temperature, for texts given as token ids."
@@ -127,7 +129,7 @@ def token_scores(
     tokenizer,
     variants:list, # Token ids of each text
     targets, # A label for each
-    precision:str="fp32", # `fp32` or `bf16`
+    precision:str="fp32", # `fp32`, `bf16` or `fp16`
     what:str="predicting" # For the progress bar
 ) -> np.ndarray:
     "`label_scores` of texts given as token ids."
@@ -141,7 +143,7 @@ def occlusion(
     encoded:list, # From `encode_with_places`
     targets, # From `explained_labels`
     width:int=4, # Tokens in a window
-    precision:str="fp32" # `fp32` or `bf16`
+    precision:str="fp32" # `fp32`, `bf16` or `fp16`
 ) -> list:
     "For each review the score of each token, towards the target label: what its window is worth, shared among the window."
     jobs = [] # (review, tokens of the window); no window stands for the whole
@@ -197,7 +199,7 @@ def faithfulness(
     encoded:list, # From `encode_with_places`
     explanations:dict, # Method to the scores of each review's tokens, towards the target label
     targets, # From `explained_labels`
-    precision:str="fp32" # `fp32` or `bf16`
+    precision:str="fp32" # `fp32`, `bf16` or `fp16`
 ) -> pd.DataFrame:
     "`comprehensiveness` and `sufficiency` by method and review, means over the shares."
     variants, keys = [e["input_ids"] for e in encoded], [("whole", i) for i in range(len(encoded))]

@@ -19,11 +19,11 @@ import numpy as np, pandas as pd
 from scipy.special import logsumexp, softmax
 
 from .calibration import threshold_for
-from .config import Config, RunError, chapter_run, house_style, need, pick_device, pick_precision, read_json, write_json
+from .config import Config, RunError, chapter_run, house_style, need, read_json, write_json
 from .data import clean_text, collate, cut_tokens, load_split, loading_reason
 from .evaluation import fit_temperature, negative_log_likelihood
 from .model import load_model, make_model, no_loading_bars, update_model_config
-from .training import Progress
+from .runs import Progress, mixed_precision, pick_device, pick_precision
 
 # %% ../nbs/06_inference.ipynb #73cc9562
 class InputError(ValueError):
@@ -114,13 +114,13 @@ COLUMNS = ("prediction", "probability", "abstains", "share_read") # that a predi
 def torch_scorer(
     model, # A PyTorch text classifier of Hugging Face's kind
     pad_id:int,
-    precision:str="fp32" # `fp32` or `bf16`
+    precision:str="fp32" # `fp32`, `bf16` or `fp16`
 ):
     "A function from a list of token ids to logits (texts x labels)."
     import torch
     def score(rows):
         batch = {k: v.to(model.device) for k, v in collate([dict(input_ids=r) for r in rows], pad_id).items()}
-        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"): return model(**batch).logits.float().cpu().numpy()
+        with torch.inference_mode(), mixed_precision(model.device.type, precision): return model(**batch).logits.float().cpu().numpy()
     return score
 
 # %% ../nbs/06_inference.ipynb #efd6adca

@@ -13,14 +13,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
 from .benchmarks import bench_folder, in_own_process, random_encoder, section, spread
-from .config import Config, PALETTE, RunError, house_style, need, pick_device, project_root, read_json, remove, save_figure, write_json
+from .config import (Config, PALETTE, RunError, house_style, need, project_root, read_json, remove,
+                                   save_figure, write_json)
 from .data import load_split
 from .deployment import FORMS, export_model, export_onnx, export_openvino, largest_difference, quantize, quantize_openvino
 from .files import predict_file
 from .inference import Predictor
 from .model import load_model, make_model, save_model
-from .pipeline import machine, package_versions
-from .training import peak_memory
+from .runs import machine_facts, package_versions, peak_memory, pick_device
 
 # %% ../nbs/09a_bench_inference.ipynb #24f215d8
 NAMES = {"huggingface": "Predictor, PyTorch", "onnx": "Predictor, ONNX", "int8": "Predictor, ONNX int8", "openvino": "Predictor, OpenVINO", "openvino-int8": "Predictor, OpenVINO int8"}

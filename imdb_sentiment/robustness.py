@@ -19,10 +19,12 @@ from textwrap import shorten
 import numpy as np, pandas as pd
 
 from .calibration import share_with_interval
-from .config import PALETTE, about_films, chapter_run, data_name, house_style, need, pick_device, pick_precision, save_figure, write_json
+from .config import (PALETTE, about_films, chapter_run, data_name, house_style, need, save_figure,
+                                   write_json)
 from .data import DataError, balanced_sample, clean_text, label_ids, load_split, with_labels
 from .evaluation import text_chances
 from .model import load_model
+from .runs import pick_device, pick_precision
 
 # %% ../nbs/05a_robustness.ipynb #60ccaba7
 DIRECTIONS = { # of the DIR tests: what must not fall, and its sign

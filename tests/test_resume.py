@@ -46,6 +46,33 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert (curves[0].loss - curves[1].loss).abs().max() < 1e-4
 
 
+def test_two_processes_with_uneven_parts_do_not_wait_for_each_other(tmp_path):
+    "Of the last batch one process has two parts and the other one: gradients are exchanged once all the same."
+    settings = {**SMALL, "epochs": 1, "limit": 221, "micro_batch": 8, "batch_size": 32}
+    done = train_command(tmp_path / "run", 2, **settings)
+    output = done.communicate(timeout=120)[0]
+    assert done.returncode == 0, output
+    assert read_json(tmp_path / "run" / "training.json")["processes"] == 2
+
+
+def test_stopped_run_goes_on_with_smaller_parts(tmp_path):
+    "What the advice on memory says to do: the same run with another micro_batch."
+    settings = {**SMALL, "epochs": 2}
+    first = train_command(tmp_path / "run", **settings)
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")) and first.poll() is None:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    again = train_command(tmp_path / "run", **{**settings, "micro_batch": 8, "eval_batch_size": 16})
+    said = again.communicate(timeout=240)[0]
+    assert again.returncode == 0, said
+    summary = read_json(tmp_path / "run" / "training.json")
+    assert summary["sittings"] == 2 and summary["versions"]["torch"] and summary["machine"]["device"] == "cpu"
+    other = train_command(tmp_path / "run", **{**settings, "learning_rate": 0.001})
+    said = other.communicate(timeout=120)[0]
+    assert other.returncode == 1 and "belongs to another configuration: learning_rate" in said
+
+
 def test_killed_worker_fails_the_run_which_then_goes_on(tmp_path):
     run, settings = tmp_path / "run", {**SMALL, "epochs": 1, "limit": 2000}
     first = train_command(run, 2, **settings)

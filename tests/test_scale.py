@@ -1,35 +1,57 @@
-"A folder scored by two workers of a local Ray cluster, one of which is killed in the middle."
+"A folder scored by the workers of a Ray cluster: one is killed in the middle, and each has a GPU that is simulated."
+import os
+import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import pandas as pd
 import psutil
+import pytest
+import torch
 
-from imdb_sentiment.config import Config
+from imdb_sentiment.config import Config, RunError, SettingError
 from imdb_sentiment.data import tiny_tokenizer
 from imdb_sentiment.model import make_model, save_model
+from imdb_sentiment.scale import ray_cluster, run_ray, score_folder
+
+TEXTS = ["a wonderful film", "a dull film", "a film"]
 
 
 def command(*args):
     return [sys.executable, "-c", "from imdb_sentiment.pipeline import main; main()", "score", *map(str, args)]
 
 
+def small_model(folder):
+    tokenizer = tiny_tokenizer(TEXTS * 5)
+    save_model(make_model(Config(max_length=64, label_names=("bad", "good")), tokenizer), tokenizer, folder)
+    return folder
+
+
+def reviews(folder, files, rows):
+    folder.mkdir()
+    for k in range(files):
+        texts = [f"{TEXTS[i % 3]} number {i}" if i % 500 else "" for i in range(rows)]
+        pd.DataFrame(dict(id=range(rows), text=texts)).to_parquet(folder / f"{k}.parquet")
+    return folder
+
+
 def test_killed_worker_costs_no_row(tmp_path):
-    texts = ["a wonderful film", "a dull film", "a film"]
-    tokenizer = tiny_tokenizer(texts * 5)
-    save_model(make_model(Config(max_length=64, label_names=("bad", "good")), tokenizer), tokenizer, tmp_path / "model")
-    (tmp_path / "in").mkdir()
-    for k in range(3):
-        pd.DataFrame(dict(id=range(12_000), text=[f"{texts[i % 3]} number {i}" if i % 500 else "" for i in range(12_000)])).to_parquet(tmp_path / "in" / f"{k}.parquet")
+    small_model(tmp_path / "model")
+    reviews(tmp_path / "in", files=3, rows=12_000)
     ends = ["--model", tmp_path / "model", "--input", tmp_path / "in", "--device", "cpu"]
     subprocess.run(command(*ends, "--out", tmp_path / "alone"), check=True, timeout=300)
-    ray = subprocess.Popen(command(*ends, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    by_ray = command(*ends, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2)
+    ray = subprocess.Popen(by_ray, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     parts, victim = tmp_path / "ray.parts", None
     while victim is None and ray.poll() is None:
         time.sleep(0.05)
-        workers = [p for p in psutil.Process(ray.pid).children(recursive=True) if any("MapWorker" in w for w in p.cmdline())] if len(list(parts.glob("*/*.parquet"))) > 3 else []
-        victim = workers[0] if workers else None
+        if len(list(parts.glob("*/*.parquet"))) <= 3:
+            continue
+        children = psutil.Process(ray.pid).children(recursive=True)
+        victim = next((p for p in children if any("MapWorker" in w for w in p.cmdline())), None)
     assert victim is not None, ray.communicate()[0]
     victim.kill()
     out, _ = ray.communicate(timeout=400)
@@ -37,3 +59,79 @@ def test_killed_worker_costs_no_row(tmp_path):
     for path in sorted((tmp_path / "alone").iterdir()):
         assert (tmp_path / "ray" / path.name).read_bytes() == path.read_bytes(), path.name
     assert not parts.exists() and "72 rows" in out
+
+
+@pytest.fixture
+def simulated(tmp_path, monkeypatch):
+    "The address of a cluster of one machine with three CPU cores and two GPUs, which are simulated."
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp") # a socket's path must be short
+    port = 20_000 + os.getpid() % 10_000
+    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+    head = ["start", "--head", "--block", "--num-cpus=3", "--num-gpus=2", f"--port={port}", "--include-dashboard=false",
+            f"--temp-dir={folder}"] # the default folder is where Ray looks for a cluster that nobody named
+    log = tmp_path / "head.log"
+    with open(log, "w") as f:
+        process = subprocess.Popen([*ray, *head], stdout=f, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            if "Ray runtime started" in log.read_text() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        found = [line for line in log.read_text().splitlines() if "Local node IP:" in line]
+        assert process.poll() is None and found, log.read_text()
+        yield f"{found[0].split()[-1]}:{port}"
+    finally:
+        for p in [*psutil.Process(process.pid).children(recursive=True), process]:
+            p.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def gpus_seen(folder, address):
+    "What CUDA_VISIBLE_DEVICES says in each of two workers with a GPU each."
+    folder.mkdir()
+
+    def make_probe():
+        def probe(batch):
+            time.sleep(0.2)
+            (folder / str(os.getpid())).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+            return dict(rows=batch["rows"])
+        return probe
+
+    units = [dict(file="a.parquet", first=i, last=i + 1, rows=1) for i in range(8)]
+    with ray_cluster(2, address) as machines:
+        assert [m["GPU"] for m in machines] == [2]
+        assert sum(run_ray(units, make_probe, workers=2, worker_gpus=1)) == 8
+    return sorted(p.read_text() for p in folder.iterdir())
+
+
+def test_workers_and_simulated_gpus(tmp_path, simulated, monkeypatch):
+    assert gpus_seen(tmp_path / "seen", simulated) == ["0", "1"]
+    job = dict(model=small_model(tmp_path / "model"), source=reviews(tmp_path / "in", files=1, rows=100),
+               out=tmp_path / "out", engine="ray", address=simulated)
+    with pytest.raises(SettingError, match="workers=3: Ray has room for 2"):
+        score_folder(**job, workers=3, device="cuda")
+    with pytest.raises(SettingError, match="workers=4: Ray has room for 3"):
+        score_folder(**job, workers=4, device="cpu")
+    assert not (tmp_path / "out.parts").exists()
+    if not torch.cuda.is_available(): # this process needs none, and the workers say what is missing
+        with pytest.raises(RunError, match="cannot use a GPU"):
+            score_folder(**job, workers=1)
+        with pytest.raises(RunError, match="another job .device differs"):
+            score_folder(**job, workers=1, device="cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_two_processes_on_gpus(tmp_path):
+    source = reviews(tmp_path / "in", files=2, rows=20_000)
+    job = dict(model=small_model(tmp_path / "model"), source=source, device="cuda")
+    score_folder(**job, out=tmp_path / "alone")
+    share = 1 if torch.cuda.device_count() > 1 else 0.5
+    score_folder(**job, out=tmp_path / "ray", engine="ray", workers=2, worker_gpus=share)
+    for path in sorted((tmp_path / "alone").glob("*.parquet")):
+        alone, ray = pd.read_parquet(path), pd.read_parquet(tmp_path / "ray" / path.name)
+        pd.testing.assert_frame_equal(alone, ray, check_exact=False, atol=1e-3)
