@@ -9,9 +9,9 @@ __all__ = ['CHAPTER_LIST', 'WIDGET', 'BENCHES', 'STYLE', 'SECTIONS', 'BELIEVE_PA
            'run_pipeline', 'shown_settings', 'told_apart', 'collect_metrics', 'what_holds', 'conditions_of',
            'publishable', 'local_paths', 'publish', 'publish_bench', 'predicted_on', 'claims_table', 'html_table',
            'chapter_html', 'title_of', 'in_a_sentence', 'page_html', 'headline', 'ran_elsewhere', 'report_html',
-           'believe_html', 'write_pages', 'rewrite_pages', 'load_reports', 'over_seeds', 'results_table',
-           'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name', 'report',
-           'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'run_bench',
+           'believe_html', 'write_pages', 'rewrite_pages', 'load_reports', 'report_command', 'over_seeds',
+           'results_table', 'render_readme', 'settings_help', 'told_in_a_sentence', 'absolute_paths', 'report_name',
+           'report', 'take_seeds', 'train_alone', 'train_command', 'seeds', 'evaluate', 'suite_lines', 'run_bench',
            'bench_training', 'bench_inference', 'readme', 'pages', 'main', 'answer_line', 'predict_command',
            'score_command', 'check_card', 'export_command', 'push_command', 'serve_command', 'docs_command',
            'kit_command']
@@ -120,7 +120,7 @@ class Watch:
         label:str # What to show before the bar
     ):
         self.news, self.label, self.peak, self.stop, self.noted = Path(news), label, 0, threading.Event(), set()
-        self.begun, self.lined = None, time.monotonic()
+        self.begun, self.last, self.lined = None, 0, time.monotonic()
         self.thread = threading.Thread(target=self.loop, daemon=True)
 
     def loop(self):
@@ -148,7 +148,8 @@ class Watch:
     def line(self, news):
         "A line in a log, half a minute after the last one."
         what, done, now = news["what"], news["done"], time.monotonic()
-        if self.begun is None or self.begun[0] != what or done < self.begun[1]: self.begun = (what, done, now)
+        if self.begun is None or self.begun[0] != what or done < self.last: self.begun = (what, done, now)
+        self.last = done
         if now - self.lined < LINE_SECONDS: return
         self.lined = now
         rate = (done - self.begun[1]) / max(now - self.begun[2], 1e-9)
@@ -621,6 +622,17 @@ def load_reports(
     return {name: m for name, m in found.items() if m.get("data_name") == "IMDb reviews"}
 
 
+def report_command(
+    m:dict # Content of `metrics.json`
+) -> str:
+    "The command that makes the report anew, with places by their last part."
+    settings = [f"{k}={m['settings'][k]}" for k in PLACES if m["settings"].get(k) and m["settings"][k] not in ("embedded", "tiny")]
+    command = [f"imdb-sentiment report --preset {m['preset']} --name {m['name']}", *(f"--set {s}" for s in settings)]
+    seeds = [seed for seed in m.get("seeds", {}).get("each", {}) if seed != str(m["seed"])]
+    further = f"imdb-sentiment seeds {' '.join(seeds)}{command[0].removeprefix('imdb-sentiment report')} ..., and again the first"
+    return " ".join(command) + (f"   # then: {further}" if seeds else "")
+
+
 def over_seeds(
     m:dict # Content of `metrics.json`
 ) -> str:
@@ -857,14 +869,15 @@ def bench_training(
     rounds:int=typer.Option(5, min=1, help="Measured rounds of each comparison."),
     kills:int=typer.Option(20, min=1, help="How often to kill the run that must not lose anything."),
     reviews:int=typer.Option(0, min=0, help="Reviews in an epoch of the main case; 0 takes 128 on a CPU and 4,096 on a GPU."),
-    parts:str=typer.Option("", help="What to measure, such as speed,recipe: speed is always measured, the others are accuracy, "
-                                    "ablation, beside, growth, resume, again, recipe (on a GPU). All of it if not given."),
+    parts:str=typer.Option("", help="What to measure: speed, accuracy, ablation, beside, growth, resume, again, recipe. If not "
+                                    "given, speed and recipe on a GPU, which takes minutes, and all but recipe on a CPU."),
 ):
     "Training against Hugging Face's Trainer, as it comes and configured: about an hour on two cores."
     with told_in_a_sentence():
         places = absolute_paths(dict(data=data, backbone=backbone))
         device = pick_device()
         given = dict(places, rounds=rounds, kills=kills, reviews=reviews or (4096 if device == "cuda" else 128))
+        if not parts and device == "cuda": parts = "speed,recipe"
         run_bench("training", Config(**places), device, **given, **(dict(parts=parts) if parts else {}))
 
 # %% ../nbs/08_pipeline.ipynb #7168ba92
