@@ -7,10 +7,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
-# Threads that wait for each other sleep meanwhile, so that other programs get the cores: see nbs/00a_runs.ipynb.
-export OMP_WAIT_POLICY := PASSIVE
-export GOMP_SPINCOUNT := 0
-export KMP_BLOCKTIME := 0
+# Threads that wait for each other for long sleep meanwhile, so that other programs get the cores: see nbs/00a_runs.ipynb.
+export GOMP_SPINCOUNT := 1000
+export KMP_BLOCKTIME := 1
 
 .PHONY: help report lint test lab export docs docs-serve clean setup
 

@@ -395,11 +395,11 @@ CHAPTERS = ("data", "model", "training", "evaluation", "analysis")
 
 def settings_until(
     cfg:Config, # All settings
-    chapter:str # One of `CHAPTERS`
+    chapter:str # One of `CHAPTERS`, or `all`
 ) -> dict:
-    "The settings of the experiment that this chapter or an earlier one reads, by name."
-    upto = CHAPTERS[:CHAPTERS.index(chapter) + 1]
-    reads = lambda f: f.metadata["chapter"] in upto and not f.metadata["execution"]
+    "The settings of the experiment that this chapter or an earlier one reads, by name; with `all`, those of its execution too."
+    upto = CHAPTERS if chapter == "all" else CHAPTERS[:CHAPTERS.index(chapter) + 1]
+    reads = lambda f: f.metadata["chapter"] in upto and (chapter == "all" or not f.metadata["execution"])
     return {f.name: getattr(cfg, f.name) for f in fields(cfg) if reads(f)}
 
 # %% ../nbs/00_config.ipynb #69b26936

@@ -39,13 +39,13 @@ from .runs import (LINE_SECONDS, machine_facts, package_versions, pick_device, p
 class Chapter:
     "A notebook of the pipeline."
     name:str # File name without ending
-    settings:str # Last group of settings that it reads, one of `config.CHAPTERS`
+    settings:str # Last group of settings that it reads, one of `config.CHAPTERS`, or `all`
     reads:tuple=() # Files in the run folder that others write; may be patterns
     writes:tuple=() # Files in the run folder that it writes
 
 
 CHAPTER_LIST = (
-    Chapter("00_config", "analysis"),
+    Chapter("00_config", "all"), # it shows them
     Chapter("01_data", "data", (), ("split.parquet", "labels.json", "lengths.parquet", "data.json")),
     Chapter("02_model", "model", ("split.parquet", "labels.json",), ("model_facts.json",)),
     Chapter("03_training", "training", ("split.parquet", "labels.json",), ("training.json", "log.jsonl", "model/model.safetensors")),

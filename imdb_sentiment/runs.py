@@ -19,17 +19,17 @@ from tqdm.auto import tqdm
 from .config import SettingError, write_json
 
 # %% ../nbs/00a_runs.ipynb #975f75b7
-# GNU's OpenMP reads the first two, Intel's the last.
-PASSIVE = dict(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+# GNU's OpenMP reads the first, in turns of its loop; that of LLVM and Intel the second, in milliseconds.
+PASSIVE = dict(GOMP_SPINCOUNT="1000", KMP_BLOCKTIME="1")
 
 
 def waits_passively() -> bool:
-    "Whether the environment asks OpenMP's threads to sleep while they wait."
+    "Whether the environment asks OpenMP's threads to sleep when they wait for long."
     return all(os.environ.get(name) == value for name, value in PASSIVE.items())
 
 
 def wait_passively() -> bool:
-    "Ask OpenMP's threads to sleep while they wait, unless the environment says otherwise; false if it is too late."
+    "Ask OpenMP's threads to sleep when they wait for long, unless the environment says otherwise; false if it is too late."
     if "torch" in sys.modules: return waits_passively()
     for name, value in PASSIVE.items(): os.environ.setdefault(name, value)
     return True
@@ -145,7 +145,8 @@ def other_programs(
     least:float=0.1, # Cores that a program must use to be named
 ) -> list:
     "What runs besides this process and its children: `(name, process id, cores)`, the busiest first."
-    mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    ours = psutil.Process().parent() if "RANK" in os.environ else psutil.Process() # torchrun has started several
+    mine = {ours.pid, *(child.pid for child in ours.children(recursive=True))}
     seen = [p for p in psutil.process_iter(["name"]) if p.pid not in mine]
     def cores(process):
         try: return process.cpu_percent() / 100
@@ -164,6 +165,10 @@ class Pace:
         factor:float=1.5 # How much slower a run must be to be told of
     ):
         self.step_seconds, self.every, self.factor = step_seconds, every, factor
+        self.start()
+
+    def start(self):
+        "Count from now: what was done between the steps, such as an evaluation, does not slow them."
         self.steps, self.since = 0, time.monotonic()
 
     def look(self,

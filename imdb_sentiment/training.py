@@ -7,10 +7,10 @@ __all__ = ['LOG_EVERY', 'layer_depth', 'param_groups', 'warmup_of', 'rate_factor
            'predict_logits', 'loss_and_accuracy', 'State', 'optimizer_tensors', 'restore_optimizer', 'write_tensors',
            'save_checkpoint', 'load_checkpoint', 'append_log', 'read_log', 'trim_log', 'run_identity', 'TrainingError',
            'Stopped', 'stop_signals', 'rows_collator', 'micro_batches', 'TrainingJob', 'memory_explained',
-           'forward_backward', 'train_step', 'fetch_losses', 'check_finite', 'release_memory', 'timed_batches',
-           'train_epoch', 'finish_epoch', 'batch_sizes', 'try_batches', 'update_seconds', 'evaluation_seconds',
-           'estimate_cost', 'cost_in_words', 'working_alone', 'set_aside', 'training_summary', 'announce', 'train',
-           'plot_curves']
+           'forward_backward', 'train_step', 'fetch_losses', 'check_finite', 'few_primitives', 'release_memory',
+           'timed_batches', 'train_epoch', 'finish_epoch', 'batch_sizes', 'try_batches', 'update_seconds',
+           'evaluation_seconds', 'estimate_cost', 'cost_in_words', 'working_alone', 'set_aside', 'training_summary',
+           'announce', 'train', 'plot_curves']
 
 # %% ../nbs/03_training.ipynb #f629d5e6
 import ctypes, hashlib, json, math, os, re, signal, sys, threading, time
@@ -102,11 +102,12 @@ def drop_tokens(
     batch:dict, # From `collate`
     share:float, # Of the tokens to leave out, between 0 and 1
     special_ids, # Tensor of ids that always stay: the marks of start and end
-    pad_id:int # The tokenizer's padding id
+    pad_id:int, # The tokenizer's padding id
+    generator=None # Of the random draws; PyTorch's own if not given
 ) -> dict:
-    "The batch with a random share of its tokens left out and the gaps closed; drawn from PyTorch's global generator."
+    "The batch with a random share of its tokens left out and the gaps closed."
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    keep = mask & (torch.isin(ids, special_ids) | (torch.rand(ids.shape, device=ids.device) >= share))
+    keep = mask & (torch.isin(ids, special_ids) | (torch.rand(ids.shape, generator=generator) >= share))
     kept_first = keep.int().argsort(dim=1, descending=True, stable=True)[:, :int(keep.sum(1).max())]
     left = keep.gather(1, kept_first)
     return {**batch, "input_ids": ids.gather(1, kept_first).masked_fill(~left, pad_id), "attention_mask": left.long()}
@@ -344,8 +345,8 @@ class TrainingJob:
         reviews, cfg = load_split(self.run), self.cfg
         self.identity = run_identity(cfg, reviews)
         self.tokenizer = load_tokenizer(cfg, reviews.text[reviews.part == "train"])
-        special = [i for i in (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id) if i is not None]
-        self.special_ids = torch.tensor(special, device=self.accelerator.device)
+        special = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
+        self.special_ids = torch.tensor([i for i in special if i is not None])
         cut = lambda rows: tokenize_reviews(rows, self.tokenizer, cfg.max_length, cfg.truncation, self.run/"tokens")
         tokens = {part: cut(reviews[reviews.part == part]) for part in ("train", "val")}
         n_sample = min(len(tokens["val"]), 2000)
@@ -360,8 +361,18 @@ class TrainingJob:
         first:int=0 # Number of the batch to begin with
     ):
         "The batches of the epoch, on their way to the device while it is still busy with the one before."
-        for numbers in islice(self.batches, first, None):
-            yield self.to_device(self.collated([self.rows[i] for i in numbers]))
+        for k, numbers in enumerate(islice(self.batches, first, None), first):
+            yield self.to_device(self.shortened(self.collated([self.rows[i] for i in numbers]), k))
+
+    def shortened(self,
+        batch:dict, # From `rows_collator`
+        number:int # Of the batch in the epoch
+    ) -> dict:
+        "The batch without the tokens that `token_dropout` leaves out: drawn before it goes to the device, alike on each."
+        if not self.cfg.token_dropout: return batch
+        seed = np.random.SeedSequence((self.cfg.seed, self.state.epoch, number, self.accelerator.process_index))
+        generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        return drop_tokens(batch, self.cfg.token_dropout, self.special_ids, self.tokenizer.pad_token_id, generator)
 
     def to_device(self,
         batch:dict # From `rows_collator`
@@ -428,7 +439,6 @@ def forward_backward(
 ) -> tuple:
     "Loss (over the parts, each with its share) and number of correct answers, in parts of `micro_batch` reviews."
     cfg, loss, correct = job.cfg, 0.0, 0
-    if cfg.token_dropout: batch = drop_tokens(batch, cfg.token_dropout, job.special_ids, job.tokenizer.pad_token_id)
     parts = micro_batches(batch, cfg.micro_batch)
     for i, (part, share) in enumerate(parts):
         alone = not exchange or i < len(parts) - 1
@@ -485,7 +495,15 @@ def check_finite(
                             "the last checkpoint was kept, and a changed setting starts a new run.")
 
 # %% ../nbs/03_training.ipynb #ef8c120f
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64") # read once, at the first matrix product
+@contextmanager
+def few_primitives():
+    "Let oneDNN keep what it prepared for 64 shapes; it reads the variable at its first matrix product."
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    ours = name not in os.environ
+    if ours: os.environ[name] = "64"
+    try: yield
+    finally:
+        if ours: del os.environ[name]
 
 
 def release_memory():
@@ -513,6 +531,7 @@ def train_epoch(
     cfg, state, accelerator, n = job.cfg, job.state, job.accelerator, len(job.rows)
     job.batches.set_epoch(state.epoch)
     job.model.train()
+    if job.pace: job.pace.start()
     clock, saved = time.monotonic() - state.seconds, time.monotonic()
     with Progress(n, f"epoch {state.epoch + 1} of {cfg.epochs}", min(state.batch * cfg.batch_size, n)) as progress:
         for batch in timed_batches(job):
@@ -583,7 +602,7 @@ def try_batches(
     found, batches = [], list(job.batches)
     job.model.train()
     for i in numbers:
-        batch = job.to_device(job.collated([job.rows[row] for row in batches[i]]))
+        batch = job.to_device(job.shortened(job.collated([job.rows[row] for row in batches[i]]), i))
         tensors = {k: v for k, v in batch.items() if k not in ("reviews", "weight")}
         started = time.monotonic()
         forward_backward(job, tensors, exchange=False)
@@ -705,7 +724,8 @@ def train(
 ) -> dict:
     "Train, or go on training, until the epochs are done or validation accuracy stops rising; the summary of the run."
     run = Path(run)
-    with working_alone(run), stop_signals() as stop_asked, repeatable(cfg.determinism, pick_device(cfg.device)):
+    exact = repeatable(cfg.determinism, pick_device(cfg.device))
+    with working_alone(run), stop_signals() as stop_asked, exact, few_primitives():
         job = TrainingJob(cfg, run, stop_asked)
         main, state = job.accelerator.is_main_process, job.state
         if state.best_epoch and not (run/"model").exists():

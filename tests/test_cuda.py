@@ -49,6 +49,12 @@ def test_each_precision_learns(tmp_path, precision):
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
 
 
+def test_attention_and_optimizer_are_fused(tmp_path):
+    job = TrainingJob(prepared(tmp_path), tmp_path)
+    assert job.plain_model().encoder.config._attn_implementation == "sdpa"
+    assert all(group["fused"] for group in job.optimizer.param_groups)
+
+
 def weights(run):
     return load_file(run / "model" / "model.safetensors")
 

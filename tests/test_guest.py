@@ -45,6 +45,32 @@ def test_import_loads_only_what_it_needs(what, allowed):
     assert set(found) <= allowed
 
 
+def test_import_leaves_the_environment_alone():
+    names = [p.stem for p in MODULES]
+    out, _ = python(f"""
+import importlib, os
+before = dict(os.environ)
+for n in {names}: importlib.import_module(f"imdb_sentiment.{{n}}")
+ours = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "CUBLAS_", "RAY_", "NNCF_", "IMDB_")
+print([k for k in os.environ if k.startswith(ours) and before.get(k) != os.environ[k]])
+""")
+    assert out.strip() == "[]"
+
+
+def test_command_lets_threads_sleep():
+    out, _ = python("""
+import os, sys
+from imdb_sentiment.pipeline import main
+from imdb_sentiment.runs import PASSIVE
+for name in PASSIVE: os.environ.pop(name, None)
+sys.argv = ["imdb-sentiment", "report", "--list-settings"]
+try: main()
+except SystemExit: pass
+print({name: os.environ.get(name) for name in PASSIVE} == PASSIVE, "torch" in sys.modules)
+""")
+    assert out.splitlines()[-1] == "True False"
+
+
 def test_import_takes_no_time():
     code = "import time; at = time.process_time(); import imdb_sentiment; print(time.process_time() - at)"
     assert min(float(python(code)[0]) for _ in range(3)) < 0.3 # of the processor, which does not count other programs

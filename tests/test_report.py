@@ -11,8 +11,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from imdb_sentiment.config import Config, make_config, read_json
-from imdb_sentiment.pipeline import CHAPTER_LIST, fingerprint, is_current, take_seeds
+from imdb_sentiment.config import Config, make_config, read_json, write_json
+from imdb_sentiment.pipeline import CHAPTER_LIST, fingerprint, is_current, publish, take_seeds
 
 ROOT = Path(__file__).parents[1]
 NAME = "demo-of-the-tests"
@@ -75,6 +75,27 @@ def test_pages_are_written_again_from_what_is_published(demo):
     done = subprocess.run([*COMMAND[:3], "pages", NAME], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == [str(report / "report.html")], done.stderr
     assert [(report / page).read_bytes() for page in ("report.html", "when-to-believe-it.html")] == before
+
+
+def test_run_of_a_gpu_is_published_elsewhere(demo, tmp_path):
+    "The machine is the one that trained, not the one that publishes; chapters that ran here say so."
+    run, _, _ = demo
+    shutil.copytree(run, tmp_path / "run")
+    training = read_json(tmp_path / "run" / "training.json")
+    gpu = dict(training["machine"], device="cuda", gpu="NVIDIA T4", processor="Xeon", cores=16)
+    write_json(tmp_path / "run" / "training.json", dict(training, device="cuda", machine=gpu, versions={"torch": "2.11.0"}))
+    target = publish("elsewhere", "demo", Config(), tmp_path / "run", tmp_path / "reports")
+    metrics, page = read_json(target / "metrics.json"), (target / "report.html").read_text(encoding="utf-8")
+    assert metrics["machine"] == gpu and metrics["versions"] == {"torch": "2.11.0"}
+    assert metrics["evaluation_machine"]["device"] == "cpu" and "GPU: NVIDIA T4" in page
+    assert "03_training, 04_evaluation" in page and "ran with" in page
+
+
+def test_execution_does_not_make_chapters_stale(demo):
+    run, _, _ = demo
+    changed = Config(micro_batch=8, device="cpu", eval_batch_size=16, checkpoint_minutes=1)
+    current = {c.name: is_current(c, changed, run, ROOT / "nbs") for c in CHAPTER_LIST}
+    assert not current.pop("00_config") and all(current.values()), current # which shows the settings
 
 
 def test_changed_learning_rate_makes_training_and_what_follows_stale(demo):
