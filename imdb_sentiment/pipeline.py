@@ -119,8 +119,9 @@ class Watch:
         news, # File that `Progress` writes
         label:str # What to show before the bar
     ):
-        self.news, self.label, self.peak, self.stop, self.noted = Path(news), label, 0, threading.Event(), set()
-        self.begun, self.last, self.lined = None, 0, time.monotonic()
+        self.news, self.notes, self.told = Path(news), Path(f"{news}.notes"), 0
+        self.label, self.peak, self.stop = label, 0, threading.Event()
+        self.begun, self.last, self.lined = ("", 0, 0.0), 0, time.monotonic() # what, how much was done then, and when
         self.thread = threading.Thread(target=self.loop, daemon=True)
 
     def loop(self):
@@ -129,15 +130,20 @@ class Watch:
             for child in psutil.Process().children(recursive=True):
                 try: self.peak = max(self.peak, child.memory_info().rss)
                 except psutil.Error: pass
+            self.tell(bar)
             if not self.news.exists(): continue
             try: news = read_json(self.news)
-            except (ValueError, OSError): continue # between two writes
-            for note in news.get("notes", []):
-                if note not in self.noted: bar.write(f"{self.label}: {note}", file=sys.stderr)
-                self.noted.add(note)
+            except (ValueError, OSError): continue # it has just ended
             if bar.disable: self.line(news)
             else: self.draw(bar, news)
+        self.tell(bar)
         bar.close()
+
+    def tell(self, bar):
+        "Show the sentences that are new."
+        lines = self.notes.read_text(encoding="utf-8").splitlines() if self.notes.exists() else []
+        for note in lines[self.told:]: bar.write(f"{self.label}: {note}", file=sys.stderr)
+        self.told = len(lines)
 
     def draw(self, bar, news):
         if bar.total != news["total"] or news["done"] < bar.n: bar.reset(news["total"])
@@ -148,7 +154,7 @@ class Watch:
     def line(self, news):
         "A line in a log, half a minute after the last one."
         what, done, now = news["what"], news["done"], time.monotonic()
-        if self.begun is None or self.begun[0] != what or done < self.last: self.begun = (what, done, now)
+        if self.begun[0] != what or done < self.last: self.begun = (what, done, now)
         self.last = done
         if now - self.lined < LINE_SECONDS: return
         self.lined = now
@@ -163,7 +169,7 @@ class Watch:
     def __exit__(self, *error):
         self.stop.set()
         self.thread.join()
-        self.news.unlink(missing_ok=True)
+        for file in (self.news, self.notes): file.unlink(missing_ok=True)
 
 # %% ../nbs/08_pipeline.ipynb #bbc3d920
 @contextmanager
@@ -625,12 +631,12 @@ def load_reports(
 def report_command(
     m:dict # Content of `metrics.json`
 ) -> str:
-    "The command that makes the report anew, with places by their last part."
-    settings = [f"{k}={m['settings'][k]}" for k in PLACES if m["settings"].get(k) and m["settings"][k] not in ("embedded", "tiny")]
-    command = [f"imdb-sentiment report --preset {m['preset']} --name {m['name']}", *(f"--set {s}" for s in settings)]
+    "The commands that make the report anew, with places by their last part; with further seeds, there are two."
+    given = [f"{k}={m['settings'][k]}" for k in PLACES if m["settings"].get(k) not in (None, "", "embedded", "tiny")]
+    options = " ".join([f"--preset {m['preset']} --name {m['name']}", *(f"--set {value}" for value in given)])
     seeds = [seed for seed in m.get("seeds", {}).get("each", {}) if seed != str(m["seed"])]
-    further = f"imdb-sentiment seeds {' '.join(seeds)}{command[0].removeprefix('imdb-sentiment report')} ..., and again the first"
-    return " ".join(command) + (f"   # then: {further}" if seeds else "")
+    further = [f"imdb-sentiment seeds {' '.join(seeds)} {options}"] if seeds else []
+    return "\n".join([*further, f"imdb-sentiment report {options}"])
 
 
 def over_seeds(

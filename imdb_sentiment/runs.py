@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSIVE', 'PACKAGES', 'LINE_SECONDS', 'waits_passively', 'wait_passively', 'pick_device', 'gpu_precision',
            'pick_precision', 'mixed_precision', 'repeatable', 'synchronize', 'peak_memory', 'package_versions',
-           'machine_facts', 'other_programs', 'Pace', 'slowness', 'progress_line', 'watched', 'Progress']
+           'machine_facts', 'other_programs', 'Pace', 'slowness', 'progress_line', 'watched', 'tell', 'Progress']
 
 # %% ../nbs/00a_runs.ipynb #cb08bc96
 import os, platform, re, sys, time
@@ -220,6 +220,16 @@ def watched() -> bool:
     "Whether somebody sees a bar move: a terminal, or a notebook outside the pipeline."
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
+# %% ../nbs/00a_runs.ipynb #552201a6
+def tell(
+    text:str # A sentence
+):
+    "Show a sentence to whoever watches: beside the bar, in the log, or by way of the pipeline."
+    file = os.environ.get("IMDB_SENTIMENT_PROGRESS")
+    if file:
+        with open(f"{file}.notes", "a", encoding="utf-8") as notes: notes.write(text + "\n")
+    elif not int(os.environ.get("RANK", 0)): tqdm.write(text, file=sys.stderr)
+
 # %% ../nbs/00a_runs.ipynb #cf70c7e9
 class Progress:
     "A progress bar, or lines in a log; with `IMDB_SENTIMENT_PROGRESS` set to a file, news for whoever reads that file."
@@ -229,7 +239,7 @@ class Progress:
         done:int=0 # Reviews that an earlier run did
     ):
         self.file = os.environ.get("IMDB_SENTIMENT_PROGRESS")
-        self.total, self.what, self.done, self.shown, self.notes = total, what, done, {}, []
+        self.total, self.what, self.done, self.shown = total, what, done, {}
         self.first, self.started, self.written = done, time.monotonic(), 0.0
         self.silent = bool(self.file) or int(os.environ.get("RANK", 0)) > 0 # of several processes, the first shows it
         self.lines = not self.silent and not watched()
@@ -254,16 +264,8 @@ class Progress:
             rate = (self.done - self.first) / (now - self.started)
             print(progress_line(self.what, self.done, self.total, rate, self.shown), file=sys.stderr, flush=True)
 
-    def say(self,
-        text:str # A sentence that a person should see
-    ):
-        "Show a sentence beside the bar."
-        self.notes.append(text)
-        if self.file: self.write(time.monotonic())
-        elif not self.silent: self.bar.write(text, file=sys.stderr)
-
     def write(self, now):
-        news = dict(what=self.what, done=self.done, total=self.total, shown=self.shown, notes=self.notes)
+        news = dict(what=self.what, done=self.done, total=self.total, shown=self.shown)
         write_json(self.file, news)
         self.written = now
 

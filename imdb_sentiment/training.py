@@ -10,7 +10,7 @@ __all__ = ['LOG_EVERY', 'layer_depth', 'param_groups', 'warmup_of', 'rate_factor
            'forward_backward', 'train_step', 'fetch_losses', 'check_finite', 'few_primitives', 'release_memory',
            'timed_batches', 'train_epoch', 'finish_epoch', 'batch_sizes', 'try_batches', 'update_seconds',
            'evaluation_seconds', 'estimate_cost', 'cost_in_words', 'working_alone', 'set_aside', 'training_summary',
-           'announce', 'train', 'plot_curves']
+           'epoch_line', 'announce', 'train', 'plot_curves']
 
 # %% ../nbs/03_training.ipynb #f629d5e6
 import ctypes, hashlib, json, math, os, re, signal, sys, threading, time
@@ -33,7 +33,7 @@ from .data import (LengthBatches, TokenRows, collate, load_split, load_tokenizer
                                  text_hash, tokenize_reviews, with_labels)
 from .model import load_model, make_model, save_model
 from .runs import (Pace, Progress, machine_facts, mixed_precision, package_versions, peak_memory,
-                                 pick_device, pick_precision, repeatable, synchronize)
+                                 pick_device, pick_precision, repeatable, synchronize, tell)
 
 # %% ../nbs/03_training.ipynb #5cc787fb
 def layer_depth(
@@ -547,7 +547,7 @@ def train_epoch(
             if accelerator.is_main_process:
                 append_log(job.run/"log.jsonl", step=state.step, epoch=state.epoch + state.batch / len(job.batches),
                            loss=loss, accuracy=accuracy, learning_rate=job.rate, seconds=round(state.seconds, 3))
-                if job.pace and (said := job.pace.look(LOG_EVERY)): progress.say(said)
+                if job.pace and (said := job.pace.look(LOG_EVERY)): tell(said)
             asked = torch.tensor(float(len(job.stop_asked)), device=accelerator.device)
             stop = accelerator.reduce(asked, "sum").item()
             if stop or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
@@ -706,6 +706,16 @@ def training_summary(
                 machine=machine_facts(job.device), versions=package_versions())
 
 
+def epoch_line(
+    record:dict, # From `finish_epoch`
+    epochs:int # Of the whole run, at most
+) -> str:
+    "What an epoch came to."
+    validation = f"validation accuracy {record['val_accuracy']:.2%}, loss {record['val_loss']:.3f}"
+    took = f"{record['seconds']:.0f} s at {record['reviews_per_second']:.1f} reviews/s"
+    return f"epoch {record['epoch']} of {epochs}: {validation}, {took}"
+
+
 def announce(
     job:TrainingJob,
     cost:dict # From `estimate_cost`
@@ -740,7 +750,8 @@ def train(
             if main: announce(job, cost)
         while not state.finished:
             train_epoch(job)
-            finish_epoch(job)
+            record = finish_epoch(job)
+            if main: tell(epoch_line(record, cfg.epochs))
         if main and not (run/"training.json").exists(): write_json(run/"training.json", training_summary(job))
         job.accelerator.wait_for_everyone()
     return read_json(run/"training.json")
