@@ -708,12 +708,13 @@ def training_summary(
 
 def epoch_line(
     record:dict, # From `finish_epoch`
-    epochs:int # Of the whole run, at most
+    epochs:int, # Of the whole run, at most
+    reviews:int # In an epoch
 ) -> str:
     "What an epoch came to."
     validation = f"validation accuracy {record['val_accuracy']:.2%}, loss {record['val_loss']:.3f}"
     took = f"{record['seconds']:.0f} s at {record['reviews_per_second']:.1f} reviews/s"
-    return f"epoch {record['epoch']} of {epochs}: {validation}, {took}"
+    return f"epoch {record['epoch']} of {epochs}, {reviews:,} reviews: {validation}, {took}"
 
 
 def announce(
@@ -751,7 +752,7 @@ def train(
         while not state.finished:
             train_epoch(job)
             record = finish_epoch(job)
-            if main: tell(epoch_line(record, cfg.epochs))
+            if main: tell(epoch_line(record, cfg.epochs, len(job.rows)))
         if main and not (run/"training.json").exists(): write_json(run/"training.json", training_summary(job))
         job.accelerator.wait_for_everyone()
     return read_json(run/"training.json")
