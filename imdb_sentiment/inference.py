@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'COLUMNS', 'BATCH_TOKENS', 'InputError', 'as_text', 'checked', 'windows_of', 'by_characters',
-           'combined', 'Prediction', 'torch_scorer', 'from_hub', 'own_config', 'any_classifier', 'pieces_left_out',
-           'Predictor']
+           'combined', 'Prediction', 'torch_scorer', 'from_hub', 'graph_of', 'own_config', 'any_classifier',
+           'pieces_left_out', 'Predictor']
 
 # %% ../nbs/06_inference.ipynb #88ea55da
 import logging, math
@@ -134,6 +134,14 @@ def from_hub(
     return Path(snapshot_download(name)) if config.get("model_type") == "transformer-classifier" else None
 
 # %% ../nbs/06_inference.ipynb #d0e0b617
+def graph_of(
+    folder:Path # Of a saved or exported model
+) -> Path|None:
+    "The file of an ONNX or OpenVINO export; None where PyTorch runs the model."
+    if (folder/"model.safetensors").exists(): return None
+    return next((folder/n for n in ("model.int8.onnx", "model.onnx", "model.xml") if (folder/n).exists()), None)
+
+
 def own_config(
     folder:Path # Of a saved or exported model
 ) -> dict|None:
@@ -220,7 +228,7 @@ class Predictor:
         if config is None:
             if folder.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1: load_model(folder) # says what is wrong with the folder
             elif fetched := from_hub(str(model)): return cls.load(fetched, device, **settings)
-        graph = next((folder/n for n in ("model.int8.onnx", "model.onnx", "model.xml") if (folder/n).exists()), None) if config and not (folder/"model.safetensors").exists() else None
+        graph = graph_of(folder) if config else None
         kind = where if graph is None else "openvino" if graph.suffix == ".xml" else "onnx"
         if graph:
             from imdb_sentiment.deployment import load_onnx, load_openvino

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
-from .benchmarks import bench_folder, in_own_process, random_encoder, section, spread
+from .benchmarks import bench_folder, in_own_process, matrix_rate, random_encoder, section, spread
 from .config import (Config, PALETTE, RunError, house_style, need, project_root, read_json, remove,
                                    save_figure, write_json)
 from .data import load_split
@@ -206,13 +206,7 @@ def gpu_share(
     texts:list
 ) -> dict:
     "Reviews/s on the GPU, the model's operations per second, and their share of those of a large matrix product."
-    square = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
-    def product(n):
-        torch.cuda.synchronize(); start = time.perf_counter()
-        for _ in range(n): square @ square
-        torch.cuda.synchronize()
-        return n * 2 * 8192**3 / (time.perf_counter() - start)
-    product(5); limit = product(50)
+    limit = matrix_rate("cuda", "bf16")
     predictor = Predictor.load(model, "cuda", long_texts="cut")
     lengths = np.array([len(w) for windows, _ in predictor.encode(texts) for w in windows], dtype=float)
     loaded, _ = load_model(model)

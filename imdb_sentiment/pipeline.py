@@ -31,7 +31,7 @@ from .config import (PLACES, Config, RunError, SettingError, about_films, atomic
                                    code_fingerprint, config_differences, data_name, file_hash, in_words, make_config,
                                    open_run, parse_overrides, plain_settings, project_root, read_json, recover, remove,
                                    settings_until, source_stamp, write_json)
-from .runs import (LINE_SECONDS, machine_facts, package_versions, pick_device, progress_line,
+from .runs import (LINE_SECONDS, hardware, machine_facts, package_versions, pick_device, progress_line,
                                  wait_passively)
 
 # %% ../nbs/08_pipeline.ipynb #570aa9a0
@@ -244,7 +244,7 @@ def run_chapter(
             raise RunError(f"{chapter.name} failed in cell {e.cell_index}:\n\n  {e.ename}: {e.evalue}\n\nThe notebook is kept with its error: {kept}") from None
     os.replace(tmp, done)
     remove(run/"failed"/f"{chapter.name}.ipynb")
-    where = {k: v for k, v in machine_facts("cpu").items() if k not in ("device", "gpu")} # what it computed on, the chapter says
+    where = hardware(machine_facts("cpu")) # what it computed on, the chapter says
     return dict(wall_seconds=round(time.monotonic() - started, 2), peak_memory_bytes=watch.peak,
                 finished=time.strftime("%Y-%m-%d"), machine=where, versions=package_versions())
 
@@ -317,8 +317,7 @@ def told_apart(
 ) -> dict:
     "The record as it is published: machine and versions only where they are not those of the training."
     kept = {k: v for k, v in record.items() if k not in ("fingerprint", "machine", "versions")}
-    trained = {**{k: v for k, v in training["machine"].items() if k not in ("device", "gpu")}}
-    if record.get("machine") not in (None, trained): kept["machine"] = record["machine"]
+    if record.get("machine") not in (None, hardware(training["machine"])): kept["machine"] = record["machine"]
     other = {k: v for k, v in record.get("versions", {}).items() if training["versions"].get(k) != v}
     return dict(kept, versions=other) if other else kept
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PASSIVE', 'PACKAGES', 'LINE_SECONDS', 'waits_passively', 'wait_passively', 'pick_device', 'gpu_precision',
            'pick_precision', 'mixed_precision', 'repeatable', 'synchronize', 'peak_memory', 'package_versions',
-           'machine_facts', 'other_programs', 'Pace', 'slowness', 'progress_line', 'watched', 'tell', 'Progress']
+           'machine_facts', 'hardware', 'other_programs', 'Pace', 'slowness', 'progress_line', 'watched', 'tell',
+           'Progress']
 
 # %% ../nbs/00a_runs.ipynb #cb08bc96
 import os, platform, re, sys, time
@@ -138,6 +139,13 @@ def machine_facts(
     elif device == "mps": gpu = "Apple, Metal"
     return dict(device=device, processor=model[1] if model else platform.processor(), cores=os.cpu_count(),
                 memory_gib=round(psutil.virtual_memory().total / 2**30, 1), gpu=gpu, system=platform.system())
+
+
+def hardware(
+    facts:dict # From `machine_facts`
+) -> dict:
+    "The part that is known without asking what was computed on."
+    return {k: v for k, v in facts.items() if k not in ("device", "gpu")}
 
 # %% ../nbs/00a_runs.ipynb #a9230810
 def other_programs(

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from .config import RunError, SettingError, remove
 from .files import (CHUNK, answer_columns, join_parts, judge, model_stamp, out_schema, parquet_chunks,
                                   parts_folder, write_part)
-from .inference import InputError, Predictor, from_hub
+from .inference import InputError, Predictor, from_hub, graph_of
 from .runs import Progress, pick_device
 
 # %% ../nbs/06b_scale.ipynb #0604df37
@@ -242,8 +242,7 @@ def runs_in_torch(
     "Whether PyTorch runs it; ONNX and OpenVINO exports run on CPU cores only."
     folder = Path(model).expanduser()
     if not folder.exists(): folder = from_hub(str(model)) or folder
-    exports = ("model.int8.onnx", "model.onnx", "model.xml")
-    return (folder/"model.safetensors").exists() or not any((folder/name).exists() for name in exports)
+    return graph_of(folder) is None
 
 # %% ../nbs/06b_scale.ipynb #8695e380
 def score_folder(
