@@ -31,8 +31,7 @@ from .config import (PLACES, Config, RunError, SettingError, about_films, atomic
                                    code_fingerprint, config_differences, data_name, file_hash, in_words, make_config,
                                    open_run, parse_overrides, plain_settings, project_root, read_json, recover, remove,
                                    settings_until, source_stamp, write_json)
-from .runs import (LINE_SECONDS, hardware, machine_facts, package_versions, pick_device, progress_line,
-                                 wait_passively)
+from .runs import LogLines, hardware, machine_facts, package_versions, pick_device, wait_passively
 
 # %% ../nbs/08_pipeline.ipynb #570aa9a0
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Watch:
     ):
         self.news, self.notes, self.told = Path(news), Path(f"{news}.notes"), 0
         self.label, self.peak, self.stop = label, 0, threading.Event()
-        self.begun, self.last, self.lined = ("", 0, 0.0), 0, time.monotonic() # what, how much was done then, and when
+        self.lines = LogLines()
         self.thread = threading.Thread(target=self.loop, daemon=True)
 
     def loop(self):
@@ -134,7 +133,7 @@ class Watch:
             if not self.news.exists(): continue
             try: news = read_json(self.news)
             except (ValueError, OSError): continue # it has just ended
-            if bar.disable: self.line(news)
+            if bar.disable: self.lines.show(f"{self.label}: {news['what']}", news["done"], news["total"], news["shown"])
             else: self.draw(bar, news)
         self.tell(bar)
         bar.close()
@@ -150,17 +149,6 @@ class Watch:
         bar.set_description(f"{self.label}: {news['what']}")
         bar.set_postfix(news["shown"], refresh=False)
         bar.update(news["done"] - bar.n)
-
-    def line(self, news):
-        "A line in a log, half a minute after the last one."
-        what, done, now = news["what"], news["done"], time.monotonic()
-        if self.begun[0] != what or done < self.last: self.begun = (what, done, now)
-        self.last = done
-        if now - self.lined < LINE_SECONDS: return
-        self.lined = now
-        rate = (done - self.begun[1]) / max(now - self.begun[2], 1e-9)
-        line = progress_line(f"{self.label}: {what}", done, news["total"], rate, news["shown"])
-        print(line, file=sys.stderr, flush=True)
 
     def __enter__(self):
         self.thread.start()

@@ -6,7 +6,7 @@
 __all__ = ['PASSIVE', 'PACKAGES', 'LINE_SECONDS', 'waits_passively', 'wait_passively', 'pick_device', 'gpu_precision',
            'pick_precision', 'mixed_precision', 'repeatable', 'synchronize', 'peak_memory', 'package_versions',
            'machine_facts', 'hardware', 'other_programs', 'Pace', 'slowness', 'progress_line', 'watched', 'tell',
-           'Progress']
+           'LogLines', 'Progress']
 
 # %% ../nbs/00a_runs.ipynb #cb08bc96
 import os, platform, re, sys, time
@@ -238,6 +238,26 @@ def tell(
         with open(f"{file}.notes", "a", encoding="utf-8") as notes: notes.write(text + "\n")
     elif not int(os.environ.get("RANK", 0)): tqdm.write(text, file=sys.stderr)
 
+# %% ../nbs/00a_runs.ipynb #abb4a0e3
+class LogLines:
+    "Lines of progress in a log, `LINE_SECONDS` apart."
+    def __init__(self,
+        what:str="", # What is being done
+        done:int=0 # How much of it is done already
+    ):
+        self.lined = time.monotonic()
+        self.begun, self.last = (what, done, self.lined), done
+
+    def show(self, what, done, total, shown):
+        "A line, if it is time for one."
+        now = time.monotonic()
+        if self.begun[0] != what or done < self.last: self.begun = (what, done, now)
+        self.last = done
+        if now - self.lined < LINE_SECONDS: return
+        self.lined = now
+        rate = (done - self.begun[1]) / max(now - self.begun[2], 1e-9)
+        print(progress_line(what, done, total, rate, shown), file=sys.stderr, flush=True)
+
 # %% ../nbs/00a_runs.ipynb #cf70c7e9
 class Progress:
     "A progress bar, or lines in a log; with `IMDB_SENTIMENT_PROGRESS` set to a file, news for whoever reads that file."
@@ -248,11 +268,10 @@ class Progress:
     ):
         self.file = os.environ.get("IMDB_SENTIMENT_PROGRESS")
         self.total, self.what, self.done, self.shown = total, what, done, {}
-        self.first, self.started, self.written = done, time.monotonic(), 0.0
+        self.written = 0.0
         self.silent = bool(self.file) or int(os.environ.get("RANK", 0)) > 0 # of several processes, the first shows it
-        self.lines = not self.silent and not watched()
-        self.lined = self.started
-        hidden = self.silent or self.lines
+        self.lines = None if self.silent or watched() else LogLines(what, done)
+        hidden = self.silent or bool(self.lines)
         self.bar = tqdm(total=total, initial=done, desc=what, unit=" reviews", disable=hidden, leave=False)
 
     def step(self,
@@ -267,10 +286,7 @@ class Progress:
             self.bar.set_postfix(shown, refresh=False)
         now = time.monotonic()
         if self.file and (now - self.written > 1 or self.done >= self.total): self.write(now)
-        if self.lines and now - self.lined > LINE_SECONDS:
-            self.lined = now
-            rate = (self.done - self.first) / (now - self.started)
-            print(progress_line(self.what, self.done, self.total, rate, self.shown), file=sys.stderr, flush=True)
+        if self.lines: self.lines.show(self.what, self.done, self.total, self.shown)
 
     def write(self, now):
         news = dict(what=self.what, done=self.done, total=self.total, shown=self.shown)
