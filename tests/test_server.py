@@ -79,7 +79,7 @@ def test_a_stop_answers_what_was_accepted(model):
         accepted = 0
         while accepted < 64: # a request that was not read when the server stops is refused: wait until all four are in
             page = httpx.get(f"{server.url}/metrics").text
-            accepted = sum(float(re.search(rf"{name} (\S+)", page)[1]) for name in ("batch_texts_sum", "waiting_texts"))
+            accepted = sum(float(re.search(rf"(?m)^{name} (\S+)", page)[1]) for name in ("batch_texts_sum", "waiting_texts"))
         out = server.stop()
         answers = [a.result() for a in asked]
     assert [a.status_code for a in answers] == [200] * 4
