@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/13b_cli.ipynb #4de28c8d
+# %% ../nbs/13b_cli.ipynb #19a0d7a0
 from .devices import wait_passively
 from .cli_report import app
+from . import cli_model  # noqa: F401, its commands join the others
 
-# %% ../nbs/13b_cli.ipynb #a47d22c5
+# %% ../nbs/13b_cli.ipynb #ac0c4759
 def main():
-    "Entry point of the console command."
-    wait_passively()  # before any command imports PyTorch; kernels and workers inherit it
+    "The entry point of the console command."
+    wait_passively()
     app()
