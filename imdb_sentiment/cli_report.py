@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'Settings', 'ReportName', 'RunFolder', 'Device', 'bench_app', 'program', 'examples', 'cli_errors',
            'absolute_paths', 'configuration', 'settings_help', 'report', 'report_line', 'train', 'training_line',
-           'seeds', 'evaluate', 'bench_training', 'bench_inference', 'readme', 'pages', 'docs', 'kit']
+           'seeds', 'evaluate', 'bench_training', 'bench_inference', 'readme', 'pages', 'docs', 'layout', 'kit']
 
 # %% ../nbs/13_cli_report.ipynb #f8f13e9f
 import os, sys, time
@@ -373,6 +373,15 @@ def docs(
         from imdb_sentiment.site import build_site
 
         print(build_site(out, not quick))
+
+
+@app.command(hidden=True)
+def layout():
+    "Draw the import graph of the notebooks, for CONTRIBUTING.md."
+    from imdb_sentiment.layout import save_layout
+
+    with cli_errors():
+        print(save_layout())
 
 # %% ../nbs/13_cli_report.ipynb #2f5f1d78
 @app.command(
