@@ -44,18 +44,24 @@ def definitions_in(
 
 def library_imports(
     tree: ast.AST,  # A parsed module or cell
+    module: str = "",  # Its name, such as `benches.training`, for imports relative to it
 ) -> dict:
-    "Each name that is imported from the library, anywhere in the tree: `(module, name)`, without a name for a whole module."
+    "Each name imported from the library, anywhere in the tree: `(module, name)`, or `(module, None)`."
     found = {}
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
-            "imdb_sentiment"
-        ):
+        if not isinstance(node, ast.ImportFrom):
             continue
-        module = node.module.removeprefix("imdb_sentiment").lstrip(".")
+        if node.level:
+            package = module.split(".")[: -node.level]
+        elif (node.module or "").split(".")[0] == "imdb_sentiment":
+            package = []
+        else:
+            continue
+        source = (node.module or "").removeprefix("imdb_sentiment").lstrip(".")
+        target = ".".join([*package, source] if source else package)
         for alias in node.names:
-            target = (module, alias.name) if module else (alias.name, None)
-            found[alias.asname or alias.name] = target
+            whole = (f"{target}.{alias.name}".lstrip("."), None)  # a module of the package
+            found[alias.asname or alias.name] = (target, alias.name) if source else whole
     return found
 
 # %% ../nbs/00d_fingerprints.ipynb #6f96b305
@@ -69,7 +75,7 @@ def library_module(
     if not file.exists():
         return {}, {}
     text = file.read_text(encoding="utf-8")
-    return definitions_in(ast.parse(text)), library_imports(ast.parse(text))
+    return definitions_in(ast.parse(text)), library_imports(ast.parse(text), module)
 
 
 def look_up(

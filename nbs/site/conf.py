@@ -24,16 +24,29 @@ html_favicon = "_static/favicon.svg"
 html_extra_path = ["extra"]
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#005a8c", "color-brand-content": "#005a8c", "color-brand-visited": "#5b3c88"},
-    "dark_css_variables": {"color-brand-primary": "#6fb9e6", "color-brand-content": "#6fb9e6", "color-brand-visited": "#b79be0"},
+    "light_css_variables": {
+        "color-brand-primary": "#005a8c",
+        "color-brand-content": "#005a8c",
+        "color-brand-visited": "#5b3c88",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#6fb9e6",
+        "color-brand-content": "#6fb9e6",
+        "color-brand-visited": "#b79be0",
+    },
     "top_of_page_buttons": [],
 }
 
 
 def level_captions(app, pagename, templatename, context, doctree):
     "Captions of the navigation are headings; a screen reader wants to know of which level."
-    if tree := context.get("furo_navigation_tree"): context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    if tree := context.get("furo_navigation_tree"):
+        context["furo_navigation_tree"] = tree.replace(
+            'role="heading"', 'role="heading" aria-level="2"'
+        )
 
 
 def setup(app):
-    app.connect("html-page-context", level_captions, priority=900)  # after furo has made the navigation
+    app.connect(
+        "html-page-context", level_captions, priority=900
+    )  # after furo has made the navigation
