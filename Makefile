@@ -24,7 +24,7 @@ $(READY): constraints.txt settings.ini setup.py
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq python3-venv; } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,pipeline,onnx,openvino,serve,scale]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,pipeline,analysis,onnx,openvino,serve,scale]'
 	@touch $@
 
 report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or best, ARGS="--set data=... --set backbone=..."
@@ -32,6 +32,7 @@ report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or b
 
 lint: $(READY) ## The quick checks, seconds: ruff on library, notebooks and tests, codespell, mypy on the library
 	ruff check -q
+	ruff format --check -q nbs tests setup.py
 	codespell
 	mypy --no-error-summary
 
@@ -47,6 +48,7 @@ lab: $(READY) ## Open JupyterLab on the notebooks
 	jupyter lab --notebook-dir=nbs
 
 export: $(READY) ## Notebooks to library and README: run it after editing a notebook
+	ruff format -q nbs tests setup.py
 	nbdev_export
 	nbdev_clean --fname nbs
 	imdb-sentiment readme

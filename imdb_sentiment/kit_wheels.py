@@ -139,7 +139,7 @@ def wheel_metadata(
     return canonicalize_name(fields["Name"][0]), fields["Version"][0], requires
 
 # %% ../nbs/11_kit_wheels.ipynb #bb3b3524
-KIT_EXTRAS = ("pipeline", "onnx", "openvino", "serve")  # of the project
+KIT_EXTRAS = ("pipeline", "analysis", "onnx", "openvino", "serve")  # of the project
 KIT_PACKAGES = ("pytest", "httpx", "fastcore<2")  # in addition to its requirements
 
 

@@ -183,8 +183,8 @@ def local_paths(
 
 # %% ../nbs/09_publishing.ipynb #bbc05167
 BENCHES = dict(
-    training=Chapter("12b_bench_training", "analysis"),
-    inference=Chapter("12c_bench_inference", "analysis"),
+    training=Chapter("12c_bench_training", "analysis"),
+    inference=Chapter("12d_bench_inference", "analysis"),
 )
 
 

@@ -16,21 +16,21 @@ from .config import Config
 from .runs import RunError, remove
 from .data import text_hash
 
-# %% ../nbs/01d_tokens.ipynb #ef4a8d49
+# %% ../nbs/01d_tokens.ipynb #ba31d0b2
 def clean_text(
     text: str,  # A review as written
 ) -> str:
-    "The review with HTML line breaks as spaces."
+    "The review with HTML line breaks replaced by spaces."
     return re.sub(r"<br\s*/?>", " ", text)
 
-
+# %% ../nbs/01d_tokens.ipynb #ef4a8d49
 def truncate_tokens(
     ids: list,  # Token ids of a whole review, special tokens included
     special: list,  # 1 for each special token, from the tokenizer
-    max_length: int,  # Most tokens to keep
+    max_length: int,  # Maximum number of tokens to keep
     truncation: str,  # `head`, `tail` or `head+tail`
 ) -> list:
-    "At most `max_length` tokens; the special tokens at either end stay in place."
+    "At most `max_length` tokens; the special tokens at both ends stay in place."
     if len(ids) <= max_length:
         return ids
     body = [i for i, s in enumerate(special) if not s]
@@ -44,14 +44,12 @@ def tiny_tokenizer(
     texts,  # Training reviews
     vocab_size: int = 2000,  # Word pieces to learn
 ):
-    "An uncased WordPiece tokenizer in BERT's manner, trained on `texts`; the same texts give the same vocabulary."
+    "An uncased WordPiece tokenizer like BERT's; the same texts give the same vocabulary."
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
 
     texts = [clean_text(t) for t in texts]
-    inner = [
-        f"##{c}" for c in sorted(set("".join(texts).lower())) if not c.isspace()
-    ]  # named first: the trainer numbers them in the order of a hash map
+    inner = [f"##{c}" for c in sorted(set("".join(texts).lower())) if not c.isspace()]
     trained = BertWordPieceTokenizer(lowercase=True)
     trained.train_from_iterator(
         texts,
@@ -60,27 +58,24 @@ def tiny_tokenizer(
         show_progress=False,
         special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *inner],
     )
-    return BertTokenizerFast(
-        tokenizer_object=BertWordPieceTokenizer(
-            vocab=trained.get_vocab(), lowercase=True
-        )._tokenizer,
-        model_max_length=512,
-    )
+    # Built again from the vocabulary alone, so that the characters are ordinary tokens.
+    plain = BertWordPieceTokenizer(vocab=trained.get_vocab(), lowercase=True)
+    return BertTokenizerFast(tokenizer_object=plain._tokenizer, model_max_length=512)
 
-
+# %% ../nbs/01d_tokens.ipynb #786bc9eb
 def loading_reason(
-    error: Exception,  # What a `from_pretrained` of transformers raised
+    error: Exception,  # Raised by a `from_pretrained` of transformers
 ) -> str:
-    "Why something could not be loaded, in a line; code that comes with a repository is never run, whoever asks for it."
+    "Why something could not be loaded, in one line."
     if "trust_remote_code" in str(error):
         return (
             "it needs Python code of its own repository, and this library runs no downloaded code"
         )
     return f"{type(error).__name__}: {str(error)[:200]}"
 
-
+# %% ../nbs/01d_tokens.ipynb #5c87fb34
 def load_tokenizer(
-    cfg: Config,  # `backbone` says which
+    cfg: Config,  # `backbone` names it
     texts=(),  # Training reviews, for `tiny`
 ):
     "The tokenizer of the backbone."
@@ -90,85 +85,83 @@ def load_tokenizer(
         return tiny_tokenizer(texts)
     try:
         return AutoTokenizer.from_pretrained(cfg.backbone, trust_remote_code=False)
-    except Exception as e:  # no network, no such name, a broken file: the library raises many kinds
+    except Exception as e:  # the library raises many kinds: no network, no such name, a broken file
         raise RunError(
-            f"backbone={cfg.backbone!r}: no usable tokenizer there ({loading_reason(e)}). "
+            f"backbone={cfg.backbone!r} has no usable tokenizer ({loading_reason(e)}). "
             "Check the name; without a network, give a folder with tokenizer.json and config.json."
         ) from e
 
 # %% ../nbs/01d_tokens.ipynb #b8735c73
 def encode_texts(
-    texts,  # Reviews as they are
+    texts,  # Reviews as written
     tokenizer,  # From `load_tokenizer`
-    max_length: int,  # Most tokens to keep
+    max_length: int,  # Maximum number of tokens to keep
     truncation: str,  # `head`, `tail` or `head+tail`
 ) -> dict:
-    "`input_ids` of each text, cleaned and cut, and `n_tokens`, the length before the cut."
-    e = tokenizer(
+    "The truncated `input_ids` of each text, and `n_tokens`, its length before truncation."
+    encoded = tokenizer(
         [clean_text(t) for t in texts],
         return_special_tokens_mask=True,
         return_attention_mask=False,
         truncation=False,
         verbose=False,
     )
-    return dict(
-        input_ids=[
-            truncate_tokens(i, s, max_length, truncation)
-            for i, s in zip(e["input_ids"], e["special_tokens_mask"])
-        ],
-        n_tokens=[len(i) for i in e["input_ids"]],
-    )
+    whole, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    kept = [truncate_tokens(i, s, max_length, truncation) for i, s in zip(whole, special)]
+    return dict(input_ids=kept, n_tokens=[len(i) for i in whole])
 
-
+# %% ../nbs/01d_tokens.ipynb #69c2aa53
 def tokenize_reviews(
     df: pd.DataFrame,  # Reviews with `id`, `text` and `label`
     tokenizer,  # From `load_tokenizer`
-    max_length: int,  # Most tokens to keep
+    max_length: int,  # Maximum number of tokens to keep
     truncation: str,  # `head`, `tail` or `head+tail`
     cache,  # Folder for the cache files
 ):
-    "A `datasets.Dataset` with `input_ids`, `label`, and `n_tokens`, the length before the cut."
+    "A `datasets.Dataset` with `input_ids`, `label`, and `n_tokens`, the length before truncation."
     from datasets import Dataset
 
-    key = hashlib.sha256(
-        f"{text_hash(df)} {tokenizer.backend_tokenizer.to_str()} {max_length} {truncation}".encode()
-    ).hexdigest()[:20]
+    settings = f"{tokenizer.backend_tokenizer.to_str()} {max_length} {truncation}"
+    key = hashlib.sha256(f"{text_hash(df)} {settings}".encode()).hexdigest()[:20]
     file = Path(cache) / f"tokens-{key}.arrow"
     Path(cache).mkdir(parents=True, exist_ok=True)
-    encode = lambda rows: encode_texts(rows["text"], tokenizer, max_length, truncation)
     rows = Dataset.from_pandas(df[["text", "label"]], preserve_index=False)
-    mapped = lambda: rows.map(
-        encode,
-        batched=True,
-        remove_columns=["text"],
-        cache_file_name=str(file),
-        new_fingerprint=key,
-        desc="tokenising",
-    )
+
+    def tokenized():
+        return rows.map(
+            lambda batch: encode_texts(batch["text"], tokenizer, max_length, truncation),
+            batched=True,
+            remove_columns=["text"],
+            cache_file_name=str(file),
+            new_fingerprint=key,
+            desc="tokenising",
+        )
+
     try:
-        return mapped()
+        return tokenized()
     except (OSError, ValueError):  # a damaged cache file
         remove(file)
-        return mapped()
+        return tokenized()
 
 # %% ../nbs/01d_tokens.ipynb #2b5b5bb5
 def windows_of(
     ids: list,  # Token ids of a whole text, special tokens included
     special: list,  # 1 for each special token
-    length: int,  # Most tokens of a window
+    length: int,  # Maximum number of tokens in a window
 ) -> list:
-    "The text as windows of equal size side by side, each between the special tokens."
+    "The text as adjacent windows of equal size, each between the special tokens."
     if len(ids) <= length:
         return [ids]
     body = [i for i, s in enumerate(special) if not s]
     first, last, body = ids[: body[0]], ids[body[-1] + 1 :], ids[body[0] : body[-1] + 1]
     room = length - len(first) - len(last)
-    size = -(-len(body) // -(-len(body) // room))  # no short rest at the end
+    n_windows = math.ceil(len(body) / room)
+    size = math.ceil(len(body) / n_windows)  # equal sizes, so that the last one is not short
     return [first + body[i : i + size] + last for i in range(0, len(body), size)]
 
 # %% ../nbs/01d_tokens.ipynb #36c06a8c
 class LengthBatches:
-    "Batches of row numbers, of like length within a batch; another order for each epoch, the same for each seed."
+    "Batches of row numbers with similar lengths, in a new order each epoch; the seed decides."
 
     def __init__(
         self,
@@ -191,28 +184,27 @@ class LengthBatches:
         self.epoch = epoch
 
     def __len__(self):
-        return -(-len(self.lengths) // self.batch_size)
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self):
         rng = np.random.default_rng((self.seed, self.epoch))
-        order, span, batches = rng.permutation(len(self.lengths)), self.batch_size * self.pool, []
+        order, span = rng.permutation(len(self.lengths)), self.batch_size * self.pool
+        batches = []
         for start in range(0, len(order), span):
             pool = order[start : start + span]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += [
-                pool[i : i + self.batch_size].tolist() for i in range(0, len(pool), self.batch_size)
-            ]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")].tolist()
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
         return iter([batches[i] for i in rng.permutation(len(batches))])
 
 # %% ../nbs/01d_tokens.ipynb #4ea5dec4
 class TokenRows:
-    "The rows of a tokenised dataset as arrays, for batches that a GPU does not have to wait for."
+    "The rows of a tokenised dataset as arrays, read without copying."
 
     def __init__(
         self,
-        tokens,  # From `tokenize_reviews`
+        tokens,  # From `tokenize_reviews`, or a selection of it
     ):
-        columns = tokens.with_format("arrow")[:]  # follows the selection, if `tokens` is one
+        columns = tokens.with_format("arrow")[:]  # follows the selection, if there is one
         self.chunks = [
             (chunk.values.to_numpy(), chunk.offsets.to_numpy())
             for chunk in columns["input_ids"].chunks
@@ -227,7 +219,7 @@ class TokenRows:
         self,
         row: int,  # Number of the row
     ) -> dict:
-        "`input_ids`, and `label` if there is one: a row for `collate`."
+        "A row for `collate`: `input_ids`, and `label` if there is one."
         k = int(np.searchsorted(self.starts, row, side="right")) - 1
         values, offsets = self.chunks[k]
         at = row - self.starts[k]
@@ -236,10 +228,10 @@ class TokenRows:
 
 # %% ../nbs/01d_tokens.ipynb #c795e59a
 def collate(
-    rows: list,  # Rows of a tokenised dataset
+    rows: list,  # Rows with `input_ids`, and `label` if known
     pad_id: int,  # The tokenizer's padding id
 ) -> dict:
-    "Tensors `input_ids` and `attention_mask` (reviews x tokens), and `labels` (reviews) where the rows have a `label`."
+    "Tensors `input_ids` and `attention_mask` (reviews x tokens), and `labels` (reviews) if known."
     import torch
 
     width = max(len(r["input_ids"]) for r in rows)
@@ -249,35 +241,33 @@ def collate(
         n = len(r["input_ids"])
         ids[i, :n] = torch.as_tensor(r["input_ids"])
         mask[i, :n] = 1
-    return dict(
-        input_ids=ids,
-        attention_mask=mask,
-        **(dict(labels=torch.tensor([r["label"] for r in rows])) if "label" in rows[0] else {}),
-    )
+    batch = dict(input_ids=ids, attention_mask=mask)
+    if "label" in rows[0]:
+        batch["labels"] = torch.tensor([r["label"] for r in rows])
+    return batch
 
 # %% ../nbs/01d_tokens.ipynb #3edce366
 def rows_collator(
     pad_id: int,  # The tokenizer's padding id
     rank: int = 0,  # Number of this process
-    world: int = 1,  # Of how many
+    world: int = 1,  # Number of processes
 ):
-    "A `collate_fn` that keeps this process's rows of a batch; `reviews` counts the whole batch and `weight` says which share of it the rows are."
+    "A `collate_fn` for the rows of this process, with `reviews` of the whole batch and `weight`."
 
     def collated(rows):
         mine = rows[rank::world]
-        return dict(
-            collate(mine or rows[:1], pad_id), reviews=len(rows), weight=len(mine) / len(rows)
-        )  # with fewer rows than processes, some take part without weight
+        batch = collate(mine or rows[:1], pad_id)
+        return dict(batch, reviews=len(rows), weight=len(mine) / len(rows))
 
     return collated
 
-
+# %% ../nbs/01d_tokens.ipynb #e5391987
 def micro_batches(
     batch: dict,  # Tensors (reviews x ...)
-    size: int = 0,  # Reviews in each part at most; 0 for all at once
+    size: int = 0,  # Maximum number of reviews in each; 0 keeps the batch whole
 ) -> list:
-    "Parts of a batch, each with its share of it: `(part, share)`."
+    "Smaller batches of about equal size, each with its share of the whole: `(batch, share)`."
     n = len(batch["labels"])
-    size = math.ceil(n / math.ceil(n / (size or n)))  # parts alike
+    size = math.ceil(n / math.ceil(n / (size or n)))
     parts = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, n, size)]
     return [(part, len(part["labels"]) / n) for part in parts]
