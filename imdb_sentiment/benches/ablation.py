@@ -91,7 +91,7 @@ def step_rates(
 ) -> list:
     "Reviews per second of each step, measured in a new process."
     found = in_own_process(
-        "ablation.ablation_seconds",
+        "benches.ablation.ablation_seconds",
         steps=steps,
         settings=settings,
         run=str(run),
@@ -160,7 +160,7 @@ def ablate(
         nothing=nothing,
         steps=steps,
         on_top=rates_on_top(settings, run, rounds),
-        padding=in_own_process("ablation.padding_share", settings=settings, run=str(run)),
+        padding=in_own_process("benches.ablation.padding_share", settings=settings, run=str(run)),
     )
 
 # %% ../../nbs/12b_bench_ablation.ipynb #afe2cc31

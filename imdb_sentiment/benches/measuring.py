@@ -26,18 +26,18 @@ CHILD = """
 import json, sys
 from importlib import import_module
 module, function = sys.argv[1:]
-measure = getattr(import_module(f"imdb_sentiment.benches.{module}"), function)
+measure = getattr(import_module(f"imdb_sentiment.{module}"), function)
 print(json.dumps(measure(**json.load(sys.stdin))))
 """
 
 
 def in_own_process(
-    function: str,  # Module of the benches and function, such as `measuring.spread`
+    function: str,  # Module and function, such as `benches.measuring.spread`
     env: dict = None,  # Environment variables to add; the value `None` removes one
     **arguments,  # For the function; JSON values
 ):
     "What the function returns in a new Python process; `RunError` with its output if it fails."
-    module, name = function.split(".")
+    module, name = function.rsplit(".", 1)
     # On Linux a new process counts its parent's memory as its peak, so its parent is a small shell.
     command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", CHILD, module, name]
     wanted = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(env or {})}

@@ -106,7 +106,9 @@ def measure_growth(
 
     def measured(name, settings):
         arguments = dict(settings=settings, run=str(Path(run) / f"cost-{name}"))
-        return section(run, f"cost-{name}", lambda: in_own_process("scaling.cost_of", **arguments))
+        return section(
+            run, f"cost-{name}", lambda: in_own_process("benches.scaling.cost_of", **arguments)
+        )
 
     return {which: [measured(*p) for p in points.items()] for which, points in series.items()}
 
@@ -299,7 +301,9 @@ def was_killed(
 ) -> bool:
     "Whether the training was killed; otherwise it reached its end."
     try:
-        in_own_process("scaling.train_until_killed", settings=settings, run=str(run), **moment)
+        in_own_process(
+            "benches.scaling.train_until_killed", settings=settings, run=str(run), **moment
+        )
     except RunError as e:
         if f"exit status {128 + signal.SIGKILL}" not in str(e):
             raise
@@ -326,7 +330,7 @@ def kill_and_resume(
     whole, run = Path(folder) / "whole", Path(folder) / "killed"
     for path in (whole, run):
         prepared_run(settings, path)
-    in_own_process("scaling.train_until_killed", settings=settings, run=str(whole))
+    in_own_process("benches.scaling.train_until_killed", settings=settings, run=str(whole))
     rng, in_a_write = random.Random(seed), 0
     for done in range(kills):
         if done % 2:
@@ -336,7 +340,7 @@ def kill_and_resume(
         if not was_killed(settings, run, **moment):
             raise RunError(f"Training ended after {done} of {kills} kills. Give it more epochs.")
         in_a_write += "at_file" in moment
-    in_own_process("scaling.train_until_killed", settings=settings, run=str(run))
+    in_own_process("benches.scaling.train_until_killed", settings=settings, run=str(run))
     summary = read_json(run / "training.json")
     return dict(
         kills=kills,

@@ -284,7 +284,7 @@ def measure_contention(
     case = dict(settings=settings, run=str(run))
     for _ in range(rounds):
         for way, env in waiting.items():
-            found = in_own_process("training.contended_seconds", env=env, **case)
+            found = in_own_process("benches.training.contended_seconds", env=env, **case)
             for kind in found:
                 seconds[way][kind] += found[kind]
     kept = {way: spread(np.array(s["quiet"]) / np.array(s["beside"])) for way, s in seconds.items()}
