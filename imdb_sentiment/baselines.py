@@ -17,18 +17,18 @@ from .tokens import clean_text
 def lower_clean(
     text,  # A review
 ) -> str:
-    "Without markup, in lower case."
+    "Remove markup and convert to lower case."
     return clean_text(text).lower()
 
-
+# %% ../nbs/05a_baselines.ipynb #6b48d94d
 def fit_linear(
     train: pd.DataFrame,  # `text` and `label`
-    val: pd.DataFrame,  # To choose `C` on
-    vectorizer,  # Of scikit-learn
-    make,  # Function from `C` to a classifier
+    val: pd.DataFrame,  # The same, to choose `C` on
+    vectorizer,  # scikit-learn transformer from texts to features
+    make,  # Function from `C` to an unfitted classifier
     strengths: tuple,  # Inverse regularisation strengths to try
 ) -> tuple:
-    "A function from texts to answers, and what was chosen."
+    "Return a function from texts to predictions, and what was chosen on validation."
     x = vectorizer.fit_transform(train.text, train.label)
     x_val = vectorizer.transform(val.text)
     tried = {}
@@ -36,47 +36,47 @@ def fit_linear(
         model = make(c).fit(x, train.label)
         tried[c] = model.score(x_val, val.label), model
     best = max(tried, key=lambda c: tried[c][0])
-    return lambda texts: tried[best][1].predict(vectorizer.transform(texts)), dict(
-        C=best, val_accuracy=float(tried[best][0]), features=x.shape[1]
-    )
+    accuracy, model = tried[best]
+    chosen = dict(C=best, val_accuracy=float(accuracy), features=x.shape[1])
+    return lambda texts: model.predict(vectorizer.transform(texts)), chosen
 
-
+# %% ../nbs/05a_baselines.ipynb #f1894427
 def fit_tfidf(
     train: pd.DataFrame,  # `text` and `label`
-    val: pd.DataFrame,  # To choose `C` on
+    val: pd.DataFrame,  # The same, to choose `C` on
     strengths: tuple = (1, 3, 10, 30, 100),  # Inverse regularisation strengths to try
 ) -> tuple:
-    "TF-IDF with logistic regression: a function from texts to answers, and what was chosen. Words and two-word phrases, sublinear."
+    "Fit TF-IDF with logistic regression: a function from texts to predictions, and what was chosen."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=3, preprocessor=lower_clean
     )
-    return fit_linear(
-        train, val, vectorizer, lambda c: LogisticRegression(C=c, max_iter=1000), strengths
-    )
+    make = lambda c: LogisticRegression(C=c, max_iter=1000)
+    return fit_linear(train, val, vectorizer, make, strengths)
 
 # %% ../nbs/05a_baselines.ipynb #511282ee
 class LogCountRatio(TransformerMixin, BaseEstimator):
-    "Weights each column by the log of how much more often it stands in the second class, smoothed by one."
+    "Weight each column by the log ratio of its frequencies in the two classes, with add-one smoothing."
 
     def fit(self, x, y):
         y = np.asarray(y)
-        p, q = (1 + np.asarray(x[y == k].sum(0)).ravel() for k in (1, 0))
+        p = 1 + np.asarray(x[y == 1].sum(0)).ravel()
+        q = 1 + np.asarray(x[y == 0].sum(0)).ravel()
         self.ratio_ = np.log((p / p.sum()) / (q / q.sum()))
         return self
 
     def transform(self, x):
         return x.multiply(self.ratio_).tocsr()
 
-
+# %% ../nbs/05a_baselines.ipynb #4bcac7f5
 def fit_nbsvm(
-    train: pd.DataFrame,  # `text` and `label`
-    val: pd.DataFrame,  # To choose `C` on
+    train: pd.DataFrame,  # `text` and `label` (0 or 1)
+    val: pd.DataFrame,  # The same, to choose `C` on
     strengths: tuple = (0.003, 0.01, 0.03, 0.1, 0.3),  # Inverse regularisation strengths to try
 ) -> tuple:
-    "NB-SVM without the interpolation of its authors: a function from texts to answers, and what was chosen. Words and two-word phrases, present or not."
+    "Fit NB-SVM: a function from texts to predictions, and what was chosen on validation."
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
@@ -94,26 +94,25 @@ def vader_scores(
     "VADER's compound score of each text, from -1 to 1."
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    vader, found = SentimentIntensityAnalyzer(), []
+    vader, scores = SentimentIntensityAnalyzer(), []
     with Progress(len(texts), "VADER") as progress:
         for text in texts:
-            found.append(vader.polarity_scores(clean_text(text))["compound"])
+            scores.append(vader.polarity_scores(clean_text(text))["compound"])
             progress.step(1)
-    return np.array(found)
+    return np.array(scores)
 
 # %% ../nbs/05a_baselines.ipynb #a777ac55
 def best_threshold(
-    values,  # A score for each review
-    labels,  # 0 or 1 for each
+    values,  # Score of each review
+    labels,  # Label of each review, 0 or 1
 ) -> float:
-    "The threshold with the best accuracy when scores above it count as 1."
+    "Find the threshold with the best accuracy if scores above it count as 1."
     order = np.argsort(values, kind="stable")
     values, labels = np.asarray(values, dtype=float)[order], np.asarray(labels)[order]
-    right = np.concatenate(
-        [[labels.sum()], labels.sum() + np.cumsum(1 - 2 * labels)]
-    )  # with the first k counted as 0
+    # correct[k]: correct predictions if the k lowest scores count as 0
+    correct = np.concatenate([[labels.sum()], labels.sum() + np.cumsum(1 - 2 * labels)])
     ties = np.concatenate([[False], values[1:] == values[:-1], [False]])
-    k = int(np.argmax(np.where(ties, -1, right)))
+    k = int(np.argmax(np.where(ties, -1, correct)))
     edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
     return float(edges[k])
 
@@ -129,29 +128,27 @@ BASELINE_NAMES = dict(
 def baselines_for(
     names: tuple,  # Label names
 ) -> dict:
-    "Those of the baselines that can answer with these labels, with their names in words."
-    left_out = ([] if tuple(names) == ("neg", "pos") else ["vader"]) + (
-        [] if len(names) == 2 else ["nbsvm"]
-    )
-    return {k: v for k, v in BASELINE_NAMES.items() if k not in left_out}
+    "The baselines that can predict these labels: key and display name."
+    applies = dict(vader=tuple(names) == ("neg", "pos"), nbsvm=len(names) == 2)
+    return {key: name for key, name in BASELINE_NAMES.items() if applies.get(key, True)}
 
-
+# %% ../nbs/05a_baselines.ipynb #de65c3b7
 def baseline_predictions(
-    reviews: pd.DataFrame,  # The whole split
-    part: str = "test",  # Where to answer
+    reviews: pd.DataFrame,  # All splits: `id`, `part`, `text`, `label`
+    part: str = "test",  # Split to predict
     names: tuple = ("neg", "pos"),  # Label names
 ) -> tuple:
-    "Answers of each baseline on one part (a column for each of `baselines_for`), and what each chose on validation."
+    "Predict one split with each of `baselines_for` (a column each); also return what was chosen on validation."
     train, val, rows = (reviews[reviews.part == p] for p in ("train", "val", part))
-    often = int(train.label.mode().iloc[0])
-    found: dict = dict(majority=often)
-    chosen: dict = dict(majority=dict(label=often))
+    majority = int(train.label.mode().iloc[0])
+    predicted: dict = dict(majority=majority)
+    chosen: dict = dict(majority=dict(label=majority))
     for name in baselines_for(names):
         if name == "vader":
             threshold = best_threshold(vader_scores(val.text), val.label)
-            found[name] = (vader_scores(rows.text) > threshold).astype(int)
+            predicted[name] = (vader_scores(rows.text) > threshold).astype(int)
             chosen[name] = dict(threshold=threshold)
         elif name != "majority":
-            ask, chosen[name] = dict(nbsvm=fit_nbsvm, tfidf=fit_tfidf)[name](train, val)
-            found[name] = ask(rows.text)
-    return pd.DataFrame(dict(id=rows.id, **found)).reset_index(drop=True), chosen
+            predict, chosen[name] = dict(nbsvm=fit_nbsvm, tfidf=fit_tfidf)[name](train, val)
+            predicted[name] = predict(rows.text)
+    return pd.DataFrame(dict(id=rows.id, **predicted)).reset_index(drop=True), chosen
