@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['without_docstrings', 'names_in', 'definitions_in', 'library_imports', 'library_module', 'look_up', 'reachable_code',
-           'code_fingerprint', 'parse_cell', 'cell_names', 'loop_names', 'scopes_of', 'run_cells', 'chapter_code']
+           'code_fingerprint', 'parse_cell', 'cell_names', 'loop_names', 'scopes_of', 'run_cells', 'code_behind',
+           'chapter_code']
 
 # %% ../nbs/00d_fingerprints.ipynb #99989113
 import ast, functools, hashlib, importlib.util, json, re, symtable
@@ -184,17 +185,24 @@ def run_cells(
     return [tree for tree, count in zip(trees, counts) if count]
 
 # %% ../nbs/00d_fingerprints.ipynb #82f31124
-def chapter_code(
-    notebook,  # An `nbformat` notebook
+def code_behind(
+    trees: list,  # Syntax trees of cells
+    notebook,  # That they belong to
 ) -> dict:
-    "The code that a chapter's result depends on: its `cells` and the `library` code they reach."
+    "The library code that these cells of a notebook reach, by `module.name`."
     sources = [c.source for c in notebook.cells if c.cell_type == "code"]
     module = next((m[1] for s in sources if (m := re.match(r"#\|\s*default_exp\s+(\S+)", s))), "")
     imports = {}
     for source in sources:
         imports |= library_imports(parse_cell(source))
-    trees = run_cells(notebook)
     names = set().union(*map(names_in, trees))
     definitions = library_module(module)[0] if module else {}
-    library = reachable_code(look_up(names, definitions, imports, module))
-    return dict(cells=[ast.unparse(tree) for tree in trees], library=library)
+    return reachable_code(look_up(names, definitions, imports, module))
+
+
+def chapter_code(
+    notebook,  # An `nbformat` notebook
+) -> dict:
+    "The code that a chapter's result depends on: its `cells` and the `library` code they reach."
+    trees = run_cells(notebook)
+    return dict(cells=[ast.unparse(tree) for tree in trees], library=code_behind(trees, notebook))

@@ -135,6 +135,9 @@ def fingerprint(
         files={p.relative_to(run).as_posix(): file_hash(p) for p in files},
         versions=package_versions(),
     )
+    names = json.dumps(code)
+    templates = sorted(files_of("imdb_sentiment").glob("templates/*"))
+    parts["templates"] = {t.name: file_hash(t) for t in templates if repr(t.name) in names}
     if cfg.data == "embedded":
         corpus = sorted(files_of("imdb_sentiment").glob("embedded_*"))
         parts["corpus"] = [file_hash(path) for path in corpus]

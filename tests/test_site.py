@@ -1,4 +1,5 @@
-"The docs site: it builds without a warning, no link is broken, and a browser finds nothing to complain about."
+"The docs site: it builds without a warning, no link is broken, and a browser reports no errors."
+
 import functools
 import http.server
 import os
@@ -12,43 +13,70 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 pytest.importorskip("furo")
-from imdb_sentiment.site import build_site, public_names  # noqa: E402
+from imdb_sentiment.reference import chapter_of, entry_points, library, public_names  # noqa: E402
+from imdb_sentiment.site import GROUPS, best_report, build_site, first_page  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+PROSE = ROOT / "nbs" / "site"
+CHAPTERS = chapter_of(ROOT / "nbs")  # module to chapter
 CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 browser_needed = pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 
 
 class Page(HTMLParser):
-    "What a page links to, what can be linked to in it, and its pictures."
+    "The links of a page, the anchors in it, and its pictures."
+
     def __init__(self, path):
         super().__init__()
-        self.links, self.ids, self.images = [], set(), []
+        self.links = []
+        self.ids = set()
+        self.images = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
-        if "id" in a: self.ids.add(a["id"])
-        if tag == "a" and "href" in a: self.links.append(a["href"])
-        if tag == "img": self.images.append(a)
+        attributes = dict(attrs)
+        if "id" in attributes:
+            self.ids.add(attributes["id"])
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.images.append(attributes)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    "The site without the examples that would have to run; `make docs` runs them. Set SITE to a folder to look at one that is built already."
-    return Path(os.environ["SITE"]) if "SITE" in os.environ else build_site(tmp_path_factory.mktemp("built") / "site", examples=False, say=lambda line: None)
+def built(tmp_path_factory):
+    "A folder with the site in `site`, without the examples that would have to run; `make docs` runs them."
+    folder = tmp_path_factory.mktemp("built")
+    build_site(folder / "site", examples=False, say=lambda line: None, work=folder / "work")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(request):
+    "The site. Set SITE to a folder to test one that is built already."
+    if "SITE" in os.environ:
+        return Path(os.environ["SITE"])
+    return request.getfixturevalue("built") / "site"
 
 
 @pytest.fixture(scope="module")
 def pages(site):
-    return {p.relative_to(site).as_posix(): Page(p) for p in sorted(site.rglob("*.html")) if "_static" not in p.parts}
+    "Path in the site to page."
+    found = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    return {path.relative_to(site).as_posix(): Page(path) for path in found}
 
 
 @pytest.fixture(scope="module")
 def address(site):
+    "Where the site is served."
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -57,71 +85,161 @@ def address(site):
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
 
-def test_all_of_it_is_there(pages):
-    for notebook in (ROOT / "nbs").glob("[0-9]*.ipynb"): assert f"chapters/{notebook.stem}.html" in pages
-    for module in set(public_names().values()): assert f"reference/{module}.html" in pages
-    for prose in (ROOT / "nbs/site").rglob("*.md"): assert prose.relative_to(ROOT / "nbs/site").with_suffix(".html").as_posix() in pages
-    for report in (ROOT / "reports").glob("imdb-*/*.html"): assert f"reports/{report.parent.name}/{report.name}" in pages
-    assert {"tutorial.html", "costs.html", "search.html", "changelog.html"} <= pages.keys()
+def expected_pages():
+    "What the site must have."
+    fixed = [
+        "index",
+        "tutorial",
+        "costs",
+        "overview",
+        "search",
+        "changelog",
+        "reference/index",
+        "reference/helpers",
+    ]
+    yield from (f"{name}.html" for name in fixed)
+    yield from (f"chapters/{path.stem}.html" for path in (ROOT / "nbs").glob("[0-9]*.ipynb"))
+    yield from (f"reference/{module}.html" for module in library())
+    yield from (
+        path.relative_to(PROSE).with_suffix(".html").as_posix() for path in PROSE.rglob("*.md")
+    )
+    yield from (
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "reports").glob("imdb-*/*.html")
+    )
+
+
+def test_the_site_is_complete(pages):
+    assert set(expected_pages()) - pages.keys() == set()
+
+
+def test_a_build_writes_nowhere_else(built):
+    "Sphinx and its extensions leave nothing beside the site, nor in the project."
+    assert sorted(path.name for path in built.iterdir()) == ["site", "work"]
+    assert not (ROOT / "jupyter_execute").exists()
+
+
+def is_broken(site, pages, name, link):
+    "Whether a link of the page leads nowhere within the site."
+    path, anchor = urldefrag(link)
+    if re.match(r"[a-z]+:", path):
+        return False
+    target = (site / name).parent / unquote(path) if path else site / name
+    if target.is_dir():
+        target /= "index.html"
+    page = pages.get(os.path.relpath(target.resolve(), site.resolve()))
+    return not target.exists() or bool(anchor and page and unquote(anchor) not in page.ids)
 
 
 def test_no_link_is_broken(site, pages):
-    broken = []
-    for name, page in pages.items():
-        for link in page.links:
-            path, anchor = urldefrag(link)
-            if re.match(r"[a-z]+:", path): continue
-            target = (site / name).parent / unquote(path) if path else site / name
-            if target.is_dir(): target /= "index.html"
-            where = os.path.relpath(target.resolve(), site.resolve())
-            if not target.exists() or (anchor and where in pages and unquote(anchor) not in pages[where].ids): broken.append((name, link))
-    assert not broken
+    links = [(name, link) for name, page in pages.items() for link in page.links]
+    assert [(name, link) for name, link in links if is_broken(site, pages, name, link)] == []
 
 
-def test_figures_have_words_for_them(pages):
-    for name, page in pages.items():
-        for image in page.images: assert image.get("alt", "").strip() and not image["alt"].endswith((".png", ".svg")), (name, image["src"][:80])
-    assert sum(len(p.images) for n, p in pages.items() if n.startswith("chapters/")) >= 15
+def test_figures_have_a_text(pages):
+    images = [(name, image) for name, page in pages.items() for image in page.images]
+    for name, image in images:
+        text = image.get("alt", "").strip()
+        assert text and not text.endswith((".png", ".svg")), (name, image["src"][:80])
+    assert sum(name.startswith("chapters/") for name, image in images) >= 15
 
 
-def test_public_names_link_to_their_cells(pages):
-    "Every public name stands in the reference; its link leads to the cell that defines it."
-    for name, module in public_names().items(): assert f"imdb_sentiment.{module}.{name}" in pages[f"reference/{module}.html"].ids, name
+def test_public_names_are_in_the_reference(pages):
+    front = {name: module for names in entry_points().values() for name, module in names.items()}
+    for module, names in library().items():
+        for name in names:
+            page = "index" if front.get(name) == module else module
+            assert f"imdb_sentiment.{module}.{name}" in pages[f"reference/{page}.html"].ids, name
+
+
+def test_public_names_link_to_the_cell_that_defines_them(pages):
+    linked = {
+        link for name, page in pages.items() if name.startswith("reference/") for link in page.links
+    }
+    for module, names in library().items():
+        for name in names:
+            assert f"../chapters/{CHAPTERS[module]}.html#def-{name}" in linked, name
+
+
+def test_the_reference_begins_with_what_people_import(site):
+    front = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    names = ["Predictor", "Config", "load_reviews", "make_model", "train", "serve"]
+    places = [front.index(f'id="imdb_sentiment.{public_names()[name]}.{name}"') for name in names]
+    assert places == sorted(places)
+
+
+def test_the_sidebar_shows_titles_by_group(site):
+    index = (site / "index.html").read_text(encoding="utf-8")
+    for chapter in CHAPTERS.values():
+        assert f">{GROUPS[chapter[:2]]}</span>" in index
+        assert f">{chapter}</a>" not in index
+
+
+def test_the_first_page_shows_the_best_result(site, pages):
+    index = (site / "index.html").read_text(encoding="utf-8")
+    assert first_page(ROOT / "reports")["result"] in index
+    figures = [image["src"] for image in pages["index.html"].images]
+    assert len(figures) == 1
+    report = f"reports/{best_report(ROOT / 'reports').name}/report.html"
+    assert report in pages["index.html"].links
 
 
 def test_measured_results_are_shown(site):
-    evaluation = (site / "chapters/04_evaluation.html").read_text(encoding="utf-8")
-    assert "cell_output" in evaluation and "25,000" in evaluation or "25000" in evaluation
+    evaluation = (site / "chapters" / f"{CHAPTERS['evaluation']}.html").read_text(encoding="utf-8")
+    assert "cell_output" in evaluation
+    assert "25,000" in evaluation or "25000" in evaluation
+
+
+def constant_parts(message):
+    "What does not vary in a quoted message."
+    varying = r"\.\.\.|'[^']*'|\d+(?:_\w+)?|127\.0\.0\.1:8000|=\S+|\[serve\]"
+    return [part.strip(" :,.'") for part in re.split(varying, message) if len(part.strip()) > 3]
 
 
 def test_troubleshooting_quotes_real_messages():
-    "Each message of the page stands in the library; what varies in it is left out."
-    library = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "imdb_sentiment").glob("*.py"))
-    quoted = re.findall(r"^`(.+)`\n: ", (ROOT / "nbs/site/troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    sources = (ROOT / "imdb_sentiment").rglob("*.py")
+    messages = "".join(path.read_text(encoding="utf-8") for path in sources)
+    page = (PROSE / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^`(.+)`\n: ", page, re.M)
     assert len(quoted) > 15
-    for message in quoted:
-        parts = [p for p in re.split(r"\.\.\.|'[^']*'|\d+(?:_\w+)?|127\.0\.0\.1:8000|=\S+|\[serve\]", message) if len(p.strip()) > 3]
-        assert parts and all(p.strip(" :,.'") in library for p in parts), message
+    assert all(constant_parts(message) for message in quoted)
+    gone = [m for m in quoted if not all(part in messages for part in constant_parts(m))]
+    assert not gone, (
+        "troubleshooting.md quotes messages that the library does not have:\n" + "\n".join(gone)
+    )
 
 
 @browser_needed
-def test_pages_load_quietly_at_the_width_of_a_phone(address, pages, browser):
+def test_pages_load_without_errors_at_the_width_of_a_phone(address, pages, browser):
     context = browser.new_context(viewport=dict(width=390, height=800))
-    page, heard = context.new_page(), []
-    page.on("console", lambda m: heard.append((page.url, m.text)) if m.type == "error" and "favicon.ico" not in m.location["url"] else None)  # which a browser asks for by itself
-    page.on("pageerror", lambda e: heard.append((page.url, str(e))))
-    page.on("request", lambda r: heard.append((page.url, r.url)) if not r.url.startswith((address, "data:", "blob:")) else None)
+    page = context.new_page()
+    reported = []
+
+    def on_console(message):
+        # A browser asks for favicon.ico by itself.
+        if message.type == "error" and "favicon.ico" not in message.location["url"]:
+            reported.append((page.url, message.text))
+
+    def on_request(request):
+        if not request.url.startswith((address, "data:", "blob:")):
+            reported.append((page.url, request.url))
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: reported.append((page.url, str(error))))
+    page.on("request", on_request)
     wide = []
     for name in pages:
         page.goto(f"{address}/{name}")
-        if page.evaluate("document.documentElement.scrollWidth") > 390: wide.append(name)
-    assert not heard and not wide
+        if page.evaluate("document.documentElement.scrollWidth") > 390:
+            wide.append(name)
+    assert reported == []
+    assert wide == []
     context.close()
 
 
@@ -130,10 +248,23 @@ def test_search_finds_a_class(address, browser):
     page = browser.new_page()
     page.goto(f"{address}/search.html?q=TransformerClassifier")
     page.wait_for_selector("ul.search li a")
-    assert any("TransformerClassifier" in t for t in page.locator("ul.search li a").all_inner_texts())
-    page.locator("ul.search li a", has_text="TransformerClassifier").first.click()
-    assert "reference/model.html" in page.url
+    found = page.locator("ul.search li a", has_text="TransformerClassifier")
+    assert found.count() > 0
+    found.first.click()
+    assert f"reference/{public_names()['TransformerClassifier']}.html" in page.url
     page.close()
+
+
+ACCESSIBLE = (
+    "index",
+    "costs",
+    "how-to/own-data",
+    f"chapters/{CHAPTERS['evaluation']}",
+    f"chapters/{CHAPTERS['explanations']}",
+    "reference/index",
+    f"reference/{public_names()['TransformerClassifier']}",
+    "search",
+)
 
 
 @browser_needed
@@ -142,9 +273,12 @@ def test_accessible(address, browser, scheme):
     "Axe finds nothing serious: contrast, headings, names, focus."
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     context = browser.new_context(color_scheme=scheme)
-    page, found = context.new_page(), []
-    for name in ("index", "costs", "how-to/own-data", "chapters/04_evaluation", "chapters/05b_explanations", "reference/model", "search"):
+    page = context.new_page()
+    found = []
+    for name in ACCESSIBLE:
         page.goto(f"{address}/{name}.html")
-        found += [(name, v["id"], v["nodes"][0]["html"][:120]) for v in axe.run(page).response["violations"] if v["impact"] in ("serious", "critical")]
-    assert not found
+        for v in axe.run(page).response["violations"]:
+            if v["impact"] in ("serious", "critical"):
+                found.append((name, v["id"], v["nodes"][0]["html"][:120]))
+    assert found == []
     context.close()
