@@ -38,7 +38,7 @@ def public_names() -> dict:
     "Public name to its module, without the names that several modules define."
     modules = {}
     for module, names in library().items():
-        for name in names:
+        for name in names if not module.startswith("cli_") else ():
             modules.setdefault(name, []).append(module)
     return {name: found[0] for name, found in modules.items() if len(found) == 1}
 
@@ -130,7 +130,11 @@ def help_texts(
     if inspect.isclass(thing):
         fields = getattr(thing, "__dataclass_fields__", {})
         return {name: f.metadata.get("help", "") for name, f in fields.items()}
-    return {name: getattr(value, "help", None) or "" for name, value in defaults_of(thing).items()}
+    helps = {name: getattr(value, "help", None) or "" for name, value in defaults_of(thing).items()}
+    for name, hint in getattr(thing, "__annotations__", {}).items():
+        options = [m.help for m in getattr(hint, "__metadata__", ()) if getattr(m, "help", None)]
+        helps |= {name: options[0]} if options else {}
+    return helps
 
 # %% ../nbs/10_reference.ipynb #6c83f2e7
 def parameter_fields(
