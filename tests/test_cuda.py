@@ -1,5 +1,6 @@
 """On an NVIDIA GPU: training, resuming, memory, the demo report, predictions. Run them with `pytest -m cuda`.
 They are skipped on a machine without such a GPU."""
+
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,15 @@ from imdb_sentiment.training import train
 
 ROOT = Path(__file__).parents[1]
 MAIN = [sys.executable, "-c", "from imdb_sentiment.cli import main; main()"]
-SMALL = dict(limit=400, epochs=2, warmup_steps=2, max_length=64, batch_size=16, token_dropout=0.1,
-             device="cuda")
+SMALL = dict(
+    limit=400,
+    epochs=2,
+    warmup_steps=2,
+    max_length=64,
+    batch_size=16,
+    token_dropout=0.1,
+    device="cuda",
+)
 HAS_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not HAS_GPU, reason="no NVIDIA GPU")]
 
@@ -99,8 +107,14 @@ def test_out_of_memory_says_what_to_set(tmp_path):
 
 def test_predictor_gives_the_labels_of_the_cpu(trained):
     run, _ = trained
-    texts = ["A wonderful film, moving and warm.", "A dull film. Nothing in it works.", "It is fine."]
-    on_gpu, on_cpu = (Predictor.load(run / "model", device)(20 * texts) for device in ("cuda", "cpu"))
+    texts = [
+        "A wonderful film, moving and warm.",
+        "A dull film. Nothing in it works.",
+        "It is fine.",
+    ]
+    on_gpu, on_cpu = (
+        Predictor.load(run / "model", device)(20 * texts) for device in ("cuda", "cpu")
+    )
     assert [p.label for p in on_gpu] == [p.label for p in on_cpu]
     assert max(abs(a.probability - b.probability) for a, b in zip(on_gpu, on_cpu)) < 0.02
 

@@ -1,56 +1,93 @@
-"The library as a guest in another program: light to import, quiet, without asserts, the same answers in threads."
+"""The library inside another program: light to import, quiet, without asserts, with the same predictions in threads."""
+
 import ast
 import json
 import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from tools import ROOT, WORDS, opinionated_model, probabilities_by_hand
 
-from imdb_sentiment.config import Config
-from imdb_sentiment.data import tiny_tokenizer
-from imdb_sentiment.inference import Predictor
-from imdb_sentiment.model import make_model, save_model
+from imdb_sentiment.prediction import Predictor
 
-ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "imdb_sentiment").glob("[a-z]*.py"))
-HEAVY = {"torch", "transformers", "pandas", "matplotlib", "sklearn", "nbformat", "papermill", "nbconvert"}
+MODULES = sorted((ROOT / "imdb_sentiment").rglob("[a-z]*.py"))
+NAMES = [".".join(p.relative_to(ROOT / "imdb_sentiment").with_suffix("").parts) for p in MODULES]
+HEAVY = {
+    "torch",
+    "transformers",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "nbformat",
+    "papermill",
+    "nbconvert",
+}
+FOR_TRAINING = {"accelerate", "sklearn", "datasets", "matplotlib", "seaborn", "captum", "papermill"}
 
 
 def python(code, *options):
-    "What a new interpreter prints, and the end of what it says on the side."
-    done = subprocess.run([sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    "What a new interpreter prints, and what it writes to standard error."
+    command = [sys.executable, *options, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, done.stderr
 
 
+def loaded_by(statement, names):
+    "Which of these packages the statement loads."
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted({names} & set(sys.modules))))"
+    return set(json.loads(python(code)[0]))
+
+
+def import_seconds(statement):
+    "Seconds of the processor, which do not count other programs; the least of three, as a busy machine adds to them."
+    code = f"import time; at = time.process_time(); {statement}; print(time.process_time() - at)"
+    return min(float(python(code)[0]) for _ in range(3))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("guest") / "tiny-model"
-    tokenizer = tiny_tokenizer(["a wonderful film", "a dull film"] * 5)
-    save_model(make_model(Config(max_length=32, label_names=("bad", "good")), tokenizer), tokenizer, folder)
-    return folder
+    return opinionated_model(tmp_path_factory.mktemp("guest") / "model")
 
 
-@pytest.mark.parametrize("what,allowed", [
+IMPORTS = [
     ("import imdb_sentiment", set()),
     ("import imdb_sentiment.config", set()),
     ("import imdb_sentiment.data", {"pandas"}),
-    ("from imdb_sentiment.pipeline import main", set()), # what each command loads, also `--help`
-])
+    ("from imdb_sentiment.cli import main", set()),  # what each command loads, also `--help`
+]
+
+
+@pytest.mark.parametrize("what, allowed", IMPORTS)
 def test_import_loads_only_what_it_needs(what, allowed):
-    found = json.loads(python(f"import json, sys\n{what}\nprint(json.dumps(sorted({HEAVY} & set(sys.modules))))")[0])
-    assert set(found) <= allowed
+    assert loaded_by(what, HEAVY) <= allowed
+
+
+@pytest.mark.xfail(strict=False, reason="until the library imports lazily")
+def test_import_of_the_predictor_loads_nothing_for_training():
+    assert loaded_by("from imdb_sentiment.prediction import Predictor", FOR_TRAINING) == set()
+
+
+def test_loaded_by_sees_what_a_module_imports():
+    assert loaded_by("import imdb_sentiment.data", HEAVY) == {"pandas"}
+
+
+def test_import_takes_no_time():
+    assert import_seconds("import imdb_sentiment") < 0.3
+
+
+@pytest.mark.xfail(strict=False, reason="until the library imports lazily")
+def test_import_of_the_predictor_takes_two_seconds():
+    assert import_seconds("from imdb_sentiment.prediction import Predictor") < 2
 
 
 def test_import_leaves_the_environment_alone():
-    names = [p.stem for p in MODULES]
     out, _ = python(f"""
 import importlib, os
 before = dict(os.environ)
-for n in {names}: importlib.import_module(f"imdb_sentiment.{{n}}")
+for n in {NAMES}: importlib.import_module(f"imdb_sentiment.{{n}}")
 ours = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "CUBLAS_", "RAY_", "NNCF_", "IMDB_")
 print([k for k in os.environ if k.startswith(ours) and before.get(k) != os.environ[k]])
 """)
@@ -60,8 +97,8 @@ print([k for k in os.environ if k.startswith(ours) and before.get(k) != os.envir
 def test_command_lets_threads_sleep():
     out, _ = python("""
 import os, sys
-from imdb_sentiment.pipeline import main
-from imdb_sentiment.runs import PASSIVE
+from imdb_sentiment.cli import main
+from imdb_sentiment.devices import PASSIVE
 for name in PASSIVE: os.environ.pop(name, None)
 sys.argv = ["imdb-sentiment", "report", "--list-settings"]
 try: main()
@@ -71,58 +108,97 @@ print({name: os.environ.get(name) for name in PASSIVE} == PASSIVE, "torch" in sy
     assert out.splitlines()[-1] == "True False"
 
 
-def test_import_takes_no_time():
-    code = "import time; at = time.process_time(); import imdb_sentiment; print(time.process_time() - at)"
-    assert min(float(python(code)[0]) for _ in range(3)) < 0.3 # of the processor, which does not count other programs
+def test_all_names_are_there():
+    out, _ = python(f"""
+import importlib
+modules = [importlib.import_module(f"imdb_sentiment.{{n}}") for n in {NAMES}]
+print([f"{{m.__name__}}.{{n}}" for m in modules for n in m.__all__ if not hasattr(m, n)])
+""")
+    assert out.strip() == "[]"
+
+
+QUIET = """
+import contextlib, importlib, io, logging, warnings
+out = io.StringIO()
+with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    for n in {names}: importlib.import_module(f"imdb_sentiment.{{n}}")
+Predictor = importlib.import_module("imdb_sentiment.prediction").Predictor
+predictor = Predictor.load({model!r}, "cpu")
+with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
+    warnings.simplefilter("error")
+    predictor("a film")
+    predictor(["a dull film"] * 50)
+    list(predictor(t for t in ["a film"]))
+    predictor.explain("a wonderful film")
+loggers = [l for l in logging.root.manager.loggerDict.values() if isinstance(l, logging.Logger)]
+print(repr(out.getvalue()))
+print(logging.root.handlers, logging.root.level == logging.WARNING, logging.root.manager.disable)
+print([l.name for l in loggers if l.name.startswith("imdb_sentiment") and l.handlers])
+"""
 
 
 def test_import_and_predictions_are_quiet(model):
-    names = [p.stem for p in MODULES]
-    _, said = python(f"""
-import contextlib, importlib, io, logging, sys, warnings
-out = io.StringIO()
-with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-    modules = [importlib.import_module(f"imdb_sentiment.{{n}}") for n in {names}]
-missing = [f"{{m.__name__}}.{{n}}" for m in modules for n in m.__all__ if not hasattr(m, n)]
-assert not missing, missing
-predictor = importlib.import_module("imdb_sentiment.inference").Predictor.load({str(model)!r}, "cpu")
-with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
-    warnings.simplefilter("error")
-    predictor("a film"), predictor(["a dull film"] * 50), list(predictor(t for t in ["a film"])), predictor.explain("a wonderful film")
-assert not out.getvalue(), out.getvalue()
-assert not logging.getLogger().handlers and logging.getLogger().level == logging.WARNING and not logging.root.manager.disable
-assert not any(n.startswith("imdb_sentiment") and l.handlers for n, l in logging.root.manager.loggerDict.items() if isinstance(l, logging.Logger))
-""")
-    assert "imdb_sentiment" not in said
+    out, told = python(QUIET.format(names=NAMES, model=str(model)))
+    said, root_logger, handlers = out.splitlines()
+    assert said == "''"
+    assert root_logger == "[] True 0"
+    assert handlers == "[]"
+    assert "imdb_sentiment" not in told
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_module_checks_without_assert_and_lists_its_names(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Assert)], "python -O leaves asserts out: raise RunError"
-    assert any(isinstance(n, ast.Assign) and n.targets[0].id == "__all__" for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name))
-    calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    assert not [f.lineno for f in calls if isinstance(f, ast.Attribute) and f.attr == "basicConfig"], "the root logger is the program's"
+    asserts = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Assert)]
+    assert not asserts, "python -O leaves asserts out: raise RunError"
+    targets = [t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets]
+    assert "__all__" in [t.id for t in targets if isinstance(t, ast.Name)]
+    called = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    settings = [
+        f.lineno for f in called if isinstance(f, ast.Attribute) and f.attr == "basicConfig"
+    ]
+    assert not settings, "the root logger is the program's"
 
 
 def test_bad_settings_are_refused_under_O():
-    out, _ = python("""
+    out, _ = python(
+        """
 from imdb_sentiment.config import SettingError, make_config
 for bad in (dict(epochs="many"), dict(dropout=1.5), dict(droput=0.1)):
     try: make_config("demo", **bad)
     except SettingError: print("refused")
-""", "-O")
+""",
+        "-O",
+    )
     assert out.split() == ["refused"] * 3
 
 
-@pytest.mark.parametrize("long_texts", ["cut", "windows"])
+def random_texts(n, longest, seed):
+    draw = random.Random(seed)
+    words = (*WORDS, "wonderful", "great", "dull", "awful")
+    return [" ".join(draw.choices(words, k=draw.randint(1, longest))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("long_texts", ["truncate", "windows"])
 def test_threads_get_the_answers_of_one(model, long_texts):
-    predictor, draw = Predictor.load(model, "cpu", long_texts=long_texts), random.Random(0)
-    texts = [[" ".join(draw.choices(["a", "wonderful", "dull", "film"], k=draw.randint(1, 60))) for _ in range(8)] for _ in range(12)]
+    predictor = Predictor.load(model, "cpu", long_texts=long_texts)
+    texts = [random_texts(8, 60, seed) for seed in range(12)]
     alone, before = [predictor(t) for t in texts], sys.getswitchinterval()
+    assert (
+        len({p.probability for answers in alone for p in answers}) > 80
+    )  # another text would not do as well
     try:
-        sys.setswitchinterval(1e-5) # threads take turns as often as they can
+        sys.setswitchinterval(1e-5)  # threads take turns as often as they can
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(predictor, texts)) == alone
     finally:
         sys.setswitchinterval(before)
+
+
+def test_predictions_are_those_of_plain_bert(model):
+    texts = random_texts(50, 60, seed=1)
+    expected = probabilities_by_hand(model, texts)
+    predictions = Predictor.load(model, "cpu")(texts)
+    assert [list(p.probabilities) for p in predictions] == [["bad", "good"]] * 50
+    found = [list(p.probabilities.values()) for p in predictions]
+    assert abs(expected - found).max() < 0.02

@@ -1,4 +1,5 @@
 "The kit for a machine without internet: its content, and its script where nothing can be downloaded."
+
 import os
 import shutil
 import subprocess
@@ -18,7 +19,10 @@ UNREACHABLE = "http://127.0.0.1:9"  # a proxy that does not answer
 
 def without_network():
     "Words to put before a command so that it has no network; none if this machine does not allow that."
-    if shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0:
+    if (
+        shutil.which("unshare")
+        and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
+    ):
         return ["unshare", "-n"]
     return []
 
@@ -36,7 +40,9 @@ def installed(tmp_path_factory):
 def kit(tmp_path_factory, installed):
     "A kit of the demo for a machine with the same packages as this one: its only wheel is the project's own."
     folder, lines = tmp_path_factory.mktemp("kit") / "kit", []
-    options = dict(name="carried", python=PYTHON, part_mib=0.25, installed=str(installed), log=lines.append)
+    options = dict(
+        name="carried", python=PYTHON, part_mib=0.25, installed=str(installed), log=lines.append
+    )
     parts = write_kit(folder, "demo", {}, **options)
     return folder, parts, lines
 
@@ -47,10 +53,16 @@ def script(kit, tmp_path):
     shutil.copytree(kit[0], tmp_path / "kit")
     python3 = tmp_path / "bin" / "python3"
     python3.parent.mkdir()
-    python3.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # a link would not find its environment
+    python3.write_text(
+        f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    )  # a link would not find its environment
     python3.chmod(0o755)
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "KIT_WORK", "RESULTS")}
-    env |= {"PATH": f"{python3.parent}:{os.environ['PATH']}", "http_proxy": UNREACHABLE, "https_proxy": UNREACHABLE}
+    env |= {
+        "PATH": f"{python3.parent}:{os.environ['PATH']}",
+        "http_proxy": UNREACHABLE,
+        "https_proxy": UNREACHABLE,
+    }
 
     def run(*arguments):
         command = [*without_network(), "bash", "kit/run.sh", *arguments]
@@ -100,7 +112,11 @@ def test_only_a_kit_is_replaced(kit, tmp_path, installed):
     shutil.copytree(kit[0], tmp_path / "kit")
     (tmp_path / "kit" / "part-99").mkdir()
     write_kit(tmp_path / "kit", "demo", **options)
-    assert sorted(p.name for p in (tmp_path / "kit").iterdir()) == ["manifest.json", "part-1", "run.sh"]
+    assert sorted(p.name for p in (tmp_path / "kit").iterdir()) == [
+        "manifest.json",
+        "part-1",
+        "run.sh",
+    ]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
@@ -169,7 +185,9 @@ def test_script_explains_its_steps(script, arguments, expected, message):
 def test_another_python_is_refused(script, tmp_path):
     path = tmp_path / "kit" / "manifest.json"
     path.write_text(path.read_text().replace(f'"python": "{PYTHON}"', '"python": "3.99"'))
-    message = f"kit: python3 is {PYTHON}, but this kit is for 3.99. Write one with --python {PYTHON}.\n"
+    message = (
+        f"kit: python3 is {PYTHON}, but this kit is for 3.99. Write one with --python {PYTHON}.\n"
+    )
     assert script("install") == (1, message)
 
 
@@ -191,7 +209,9 @@ def test_report_is_packed_and_opens_at_home(script, tmp_path):
     archive = tmp_path / "kit-results" / "report.tar.gz"
     assert archive.stat().st_size < 16 * 2**20
     with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "home", **(dict(filter="data") if hasattr(tarfile, "data_filter") else {}))
+        tar.extractall(
+            tmp_path / "home", **(dict(filter="data") if hasattr(tarfile, "data_filter") else {})
+        )
     report = tmp_path / "home" / "carried"
     for name in ("metrics.json", "report.html", "predictions.parquet", "chapters", "figures"):
         assert (report / name).exists(), name

@@ -1,58 +1,90 @@
-"Reports on data of one's own: two labels and three, from a single file, and what is told when the file will not do."
+"""Reports on data of one's own: two labels and three, from a single file, and what is said when the file will not
+do."""
+
+import ast
 import random
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
-from pathlib import Path
+from html.parser import HTMLParser
 
 import nbformat
 import pandas as pd
 import pytest
+from tools import ROOT, command
 
-from imdb_sentiment.config import Config, read_json
-from imdb_sentiment.data import DataError, load_reviews
-from imdb_sentiment.deployment import model_card
-from imdb_sentiment.evaluation import answers_in, chances_in
-from imdb_sentiment.inference import Predictor
-from imdb_sentiment.pipeline import CHAPTER_LIST
+from imdb_sentiment.config import Config
+from imdb_sentiment.runs import read_json
+from imdb_sentiment.tasks import DataError
+from imdb_sentiment.data import load_reviews
+from imdb_sentiment.model_card import model_card
+from imdb_sentiment.evaluation import predicted_labels, probabilities_in
+from imdb_sentiment.prediction import Predictor
+from imdb_sentiment.staleness import CHAPTER_LIST
 
-ROOT = Path(__file__).parents[1]
-SMALL = dict(epochs=3, resamples=20, warmup_steps=2, batch_size=16, learning_rate=0.005, max_length=32, text_column="note", label_column="verdict")
-SAID = dict(poor=["broke at once", "cheap plastic", "sent it back", "a waste"], fine=["does its job", "okay for the price", "nothing special", "neither good nor bad"], good=["a delight", "works perfectly", "well made", "would buy again"])
+SMALL = dict(
+    epochs=3, resamples=20, warmup_steps=2, batch_size=16, learning_rate=0.005, max_length=32
+)
+COLUMNS = dict(text_column="note", label_column="verdict")
+SAID = dict(
+    poor=["broke at once", "cheap plastic", "sent it back", "a waste"],
+    fine=["does its job", "okay for the price", "nothing special", "neither good nor bad"],
+    good=["a delight", "works perfectly", "well made", "would buy again"],
+)
+PRODUCTS = ["kettle", "lamp", "headset", "chair"]
+ENDS = ["I think", "my wife says", "to be fair"]
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
-def notes(labels, n, seed=0):
+def notes(labels, n, seed=0, hostile=""):
     "Made-up notes of a shop's customers: two remarks each on some product, one of ten under a wrong label."
     rng, rows = random.Random(seed), []
     for i in range(n):
         label = labels[i % len(labels)]
-        said = rng.sample(SAID[label], 2)
-        text = f"The {rng.choice(['kettle', 'lamp', 'headset', 'chair'])}, order {i}: {said[0]}. {said[1].capitalize()}, {rng.choice(['I think', 'my wife says', 'to be fair'])}."
+        first, second = rng.sample(SAID[label], 2)
+        product = rng.choice(PRODUCTS)
+        text = f"The {product}, order {i}: {first}. {second.capitalize()}, {rng.choice(ENDS)}.{hostile}"
         rows.append(dict(note=text, verdict=rng.choice(labels) if rng.random() < 0.1 else label))
     return pd.DataFrame(rows)
 
 
+def imports_in(source):
+    "The import statements of a cell."
+    return [
+        ast.unparse(n)
+        for n in ast.parse(source).body
+        if isinstance(n, (ast.Import, ast.ImportFrom))
+    ]
+
+
 def project(folder):
-    "The chapters without their examples and asserts, which other tests run: a project in which a report takes half the time."
+    "The chapters without examples and asserts, which other tests run: a project whose report takes half the time."
     (folder / "nbs").mkdir()
     shutil.copy(ROOT / "settings.ini", folder)
     for chapter in CHAPTER_LIST:
         notebook = nbformat.read(ROOT / "nbs" / f"{chapter.name}.ipynb", 4)
-        cells = notebook.cells
-        start = next(i for i, c in enumerate(cells) if c.source.startswith("## Run this chapter"))
-        imports = next((c for c in cells if c.source.startswith("#| hide") and "On Colab" not in c.source), None)
-        notebook.cells = [c for i, c in enumerate(cells) if i >= start or c is imports or c.source.startswith("#| export")]
+        start = next(
+            i for i, c in enumerate(notebook.cells) if c.source.startswith("## Run this chapter")
+        )
+        before = [c for c in notebook.cells[:start] if c.cell_type == "code"]
+        imports = nbformat.v4.new_code_cell(
+            "\n".join(line for c in before for line in imports_in(c.source))
+        )
+        exported = [c for c in before if c.source.startswith("#| export")]
+        notebook.cells = [imports, *exported, *notebook.cells[start:]]
         nbformat.write(notebook, folder / "nbs" / f"{chapter.name}.ipynb")
 
 
 def report(table, path, **settings):
     "The command, as anybody would call it: metrics, folder of the report, run folder."
-    table.to_json(path, orient="records", lines=True) if path.suffix == ".jsonl" else table.to_csv(path, index=False)
+    if path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path, index=False)
     project(path.parent)
-    sets = [a for k, v in {**SMALL, **settings, "data": path}.items() for a in ("--set", f"{k}={v}")]
-    done = subprocess.run([sys.executable, "-c", "from imdb_sentiment.pipeline import main; main()", "report", "--name", "own", *sets], cwd=path.parent, capture_output=True, text=True)
+    settings = {**SMALL, **COLUMNS, **settings, "data": path}
+    sets = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
+    done = command("report", "--name", "own", *sets, cwd=path.parent, timeout=None)
     assert done.returncode == 0, done.stderr + done.stdout
     assert f"on the test part of {path.name}" in done.stdout
     folder = path.parent / "reports" / "own"
@@ -61,38 +93,73 @@ def report(table, path, **settings):
 
 def words(page):
     "What a reader of the page sees."
-    text = re.sub(r"<(style|head)\b.*?</\1>|<img[^>]*>", " ", page.read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(
+        r"<(style|head)\b.*?</\1>|<img[^>]*>", " ", page.read_text(encoding="utf-8"), flags=re.S
+    )
     return unescape(re.sub(r"<[^>]+>", " ", text))
 
 
+FILM_WORDS = ("IMDb", "film", "movie", "stars", "plot", "VADER:", "write-up")
+
+
 def is_about_the_shop(folder):
-    for page in ("report.html", "when-to-believe-it.html"):
+    for page in ("report.html", "when-to-trust-it.html"):
         text = words(folder / page)
-        for word in ("IMDb", "film", "movie", "stars", "plot", "VADER:", "write-up"):
-            assert not re.search(rf"\b{word}", text), (page, word, re.search(rf".{{60}}\b{word}.{{60}}", text, re.S))
+        for word in FILM_WORDS:
+            found = re.search(rf"(.{{60}})?\b{word}(.{{60}})?", text, re.S)
+            assert not found, (page, word, found)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    return report(notes(("poor", "fine", "good"), 240), tmp_path_factory.mktemp("three") / "shop.csv")
+    return report(
+        notes(("poor", "fine", "good"), 240), tmp_path_factory.mktemp("three") / "shop.csv"
+    )
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return report(notes(("poor", "good"), 160), tmp_path_factory.mktemp("two") / "shop.jsonl", label_names="poor,good", epochs=1)
+    "Of two labels in an order of their own, with markup in each text."
+    table = notes(("poor", "good"), 160, hostile=HOSTILE)
+    return report(
+        table, tmp_path_factory.mktemp("two") / "shop.jsonl", label_names="poor,good", epochs=1
+    )
 
 
 def test_three_labels_from_end_to_end(three):
-    m, folder, run = three
-    assert m["data_name"] == "shop.csv" and m["settings"]["label_names"] == ["fine", "good", "poor"] and m["settings"]["data"] == "shop.csv"
-    assert [len(m["confusion"]), *map(len, m["confusion"])] == [3] * 4 and m["test_reviews"] == sum(map(sum, m["confusion"])) == 48
-    assert {f"{s}_{n}" for s in ("precision", "recall", "f1") for n in ("fine", "good", "poor", "macro", "weighted")} < set(m)
-    assert set(m["baselines"]) == {"majority", "tfidf"} and set(m["paired"]) == {"tfidf"} and "original_write_up" not in m
-    assert m["accuracy"]["value"] > m["baselines"]["majority"]["accuracy"]["value"] + 0.1  # it learns
-    assert 0 <= m["calibration"]["ece_after"]["value"] <= 1 and m["calibration"]["nll"] > 0 and 0 < m["roc_auc"] <= 1
-    assert "false_positives" not in m["analysis"] and all(set(c) == {"label", "answer", "reviews", "share"} for c in m["analysis"]["confused"])
+    m, _, _ = three
+    assert m["data_name"] == "shop.csv"
+    assert m["settings"]["data"] == "shop.csv"
+    assert m["settings"]["label_names"] == ["fine", "good", "poor"]
+    assert [len(m["confusion"]), *map(len, m["confusion"])] == [3] * 4
+    assert m["test_reviews"] == sum(map(sum, m["confusion"])) == 48
+    assert (
+        m["accuracy"]["value"] > m["baselines"]["majority"]["accuracy"]["value"] + 0.1
+    )  # it learns
+    assert set(m["baselines"]) == {"majority", "tfidf"}
+    assert set(m["paired"]) == {"tfidf"}
+    assert "original_write_up" not in m
+
+
+def test_three_labels_are_all_scored(three):
+    m, _, _ = three
+    for score in ("precision", "recall", "f1"):
+        assert {f"{score}_{n}" for n in ("fine", "good", "poor", "macro", "weighted")} < set(m)
+    assert 0 <= m["calibration"]["ece_after"]["value"] <= 1
+    assert m["calibration"]["nll"] > 0
+    assert 0.5 < m["roc_auc"] <= 1
+
+
+def test_three_labels_are_analysed(three):
+    m, _, _ = three
+    assert "false_positives" not in m["analysis"]
+    assert m["analysis"]["confused"]
+    for pair in m["analysis"]["confused"]:
+        assert set(pair) == {"label", "answer", "reviews", "share"}
     assert set(m["analysis"]["slices"]) == {"By length in tokens", "By what was read", "By label"}
-    assert m["robustness"]["pairs"] == {} and "negation inserted" not in m["robustness"]["perturbations"] and "neutral sentences appended" in m["robustness"]["perturbations"]
+    assert m["robustness"]["pairs"] == {}
+    assert "negation inserted" not in m["robustness"]["perturbations"]
+    assert "neutral sentences appended" in m["robustness"]["perturbations"]
     assert m["explanations"]["comprehensiveness"] > m["explanations"]["random_comprehensiveness"]
     assert set(m["data"]["telling"]["words"]) == {"fine", "good", "poor"}
 
@@ -100,58 +167,108 @@ def test_three_labels_from_end_to_end(three):
 def test_three_labels_in_the_predictions(three):
     m, folder, _ = three
     rows = pd.read_parquet(folder / "predictions.parquet")
-    assert list(rows) == ["id", "label", "rating", *(f"{kind}_{n}" for kind in ("prob", "logit") for n in ("fine", "good", "poor"))]
-    assert abs(chances_in(rows).sum(1) - 1).max() < 1e-6 and rows.rating.isna().all()
-    assert (answers_in(rows) == rows.label).mean() == pytest.approx(m["accuracy"]["value"])
+    columns = [f"{kind}_{n}" for kind in ("prob", "logit") for n in ("fine", "good", "poor")]
+    assert list(rows) == ["id", "label", "rating", *columns]
+    assert abs(probabilities_in(rows).sum(1) - 1).max() < 1e-6
+    assert rows.rating.isna().all()
+    probabilities = rows[columns[:3]].to_numpy()
+    assert (probabilities.argmax(1) == rows.label).mean() == pytest.approx(m["accuracy"]["value"])
+    assert (predicted_labels(rows) == probabilities.argmax(1)).all()
 
 
-def test_the_third_label_is_answered(three):
-    _, _, run = three
-    for model in (run / "model", run / "deployment" / "onnx"):
-        if not model.exists():
-            continue
-        predictor = Predictor.load(model, device="cpu")
-        answers = predictor(["The lamp, order 7: broke at once. Cheap plastic, I think.", "The lamp, order 8: works perfectly. Well made, I think."])
-        assert predictor.labels == ("fine", "good", "poor") and [a.label for a in answers] == ["poor", "good"]
-        assert set(answers[0].probabilities) == set(predictor.labels) and sum(answers[0].probabilities.values()) == pytest.approx(1)
+ASKED = [  # a note, and the label that it gets
+    ("The lamp, order 7: broke at once. Cheap plastic, I think.", "poor"),
+    ("The lamp, order 8: works perfectly. Well made, I think.", "good"),
+]
+
+
+@pytest.mark.parametrize("folder", ["model", "deployment/huggingface", "deployment/onnx"])
+def test_the_third_label_is_answered(three, folder):
+    model = three[2] / folder
+    if folder.endswith("onnx") and not model.exists():
+        pytest.skip("without the extra [onnx]")
+    predictor = Predictor.load(model, device="cpu")
+    answers = predictor([text for text, _ in ASKED])
+    assert predictor.labels == ("fine", "good", "poor")
+    assert [a.label for a in answers] == [label for _, label in ASKED]
+    assert set(answers[0].probabilities) == set(predictor.labels)
+    assert sum(answers[0].probabilities.values()) == pytest.approx(1)
 
 
 def test_pages_and_card_speak_of_the_shop(three, two):
     for metrics, folder, _ in (three, two):
         is_about_the_shop(folder)
-        assert not re.search(r"film|movie|IMDb|sentiment of|English", model_card(metrics, "shop").replace("imdb_sentiment", ""))
+        card = model_card(metrics, "shop").replace("imdb_sentiment", "")
+        assert not re.search(r"film|movie|IMDb|sentiment of|English", card)
         assert metrics["data_name"] in words(folder / "report.html")
-    text = words(three[1] / "when-to-believe-it.html")
-    assert "none of the 3 labels" in text and "Most often confused" in words(three[1] / "report.html")
+    assert "none of the 3 labels" in words(three[1] / "when-to-trust-it.html")
+    assert "Most often confused" in words(three[1] / "report.html")
+
+
+class Active(HTMLParser):
+    "What would do something in a browser: scripts, and elements that have one in an attribute."
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "script" or any(name.startswith("on") for name, _ in attrs):
+            self.found.append((tag, attrs))
+
+
+@pytest.mark.xfail(strict=False, reason="until tables of pandas' Styler are escaped")
+def test_markup_in_a_text_is_shown_as_text(two):
+    _, folder, _ = two
+    seen = "".join(words(folder / "report.html").split())
+    assert "".join(HOSTILE.split()) in seen  # or the test would prove nothing
+    for page in ("report.html", "when-to-trust-it.html"):
+        assert Active(folder / page).found == []
 
 
 def test_two_labels_keep_their_order_and_their_columns(two):
     m, folder, run = two
-    assert m["settings"]["label_names"] == ["poor", "good"] and set(m["baselines"]) == {"majority", "nbsvm", "tfidf"}
+    assert m["settings"]["label_names"] == ["poor", "good"]
+    assert set(m["baselines"]) == {"majority", "nbsvm", "tfidf"}
     rows = pd.read_parquet(folder / "predictions.parquet")
     assert list(rows) == ["id", "label", "rating", "prob_good", "logit_poor", "logit_good"]
-    assert {"f1_poor", "f1_good"} < set(m) and "f1_pos" not in m and {"false_positives", "false_negatives"} < set(m["analysis"])
+    assert {"f1_poor", "f1_good"} < set(m)
+    assert "f1_pos" not in m
+    assert {"false_positives", "false_negatives"} < set(m["analysis"])
     assert Predictor.load(run / "model", device="cpu").labels == ("poor", "good")
 
 
 def test_the_second_seed_answers_the_same_test_part(tmp_path):
     notes(("poor", "fine", "good"), 90).to_csv(tmp_path / "shop.csv", index=False)
-    own = dict(data=str(tmp_path / "shop.csv"), text_column="note", label_column="verdict")
+    own = dict(data=str(tmp_path / "shop.csv"), **COLUMNS)
     first, again = (load_reviews(Config(**own, seed=s))[0] for s in (1, 2))
-    assert first.part.tolist() == again.part.tolist() and set(first.part) == {"train", "test"} and first.id.is_unique
+    assert first.part.tolist() == again.part.tolist()
+    assert first.part.value_counts(normalize=True)["test"] == pytest.approx(0.2, abs=0.02)
+    assert set(first.part) == {"train", "test"}
+    assert first.id.is_unique
 
 
-@pytest.mark.parametrize("change,said", [
+def rare(table):
+    return table.assign(verdict=["rare"] + ["good", "poor"] * 29 + ["good"])
+
+
+FAULTS = [  # what is done to a table of 60 rows, and what the refusal says
     (lambda t: t.assign(verdict="good"), "all 60 rows have the label 'good'"),
     (lambda t: t.assign(verdict=t.verdict.where(t.index > 3)), "4 of 60 rows have no label"),
     (lambda t: t.assign(verdict=t.note), "60 different labels"),
-    (lambda t: t.assign(verdict=["rare"] + ["good", "poor"] * 29 + ["good"]), "of the 1 rows with the label 'rare' leaves none to hold out"),
+    (rare, "of the 1 rows with the label 'rare' leaves none to hold out"),
     (lambda t: t.assign(note=t.note.where(t.index != 7, " ")), "expected words"),
     (lambda t: t.rename(columns=dict(verdict="mark")), "set label_column to one of them"),
     (lambda t: t.assign(rating=99), "expected whole stars from 1 to 10"),
     (lambda t: t.iloc[:0], "no rows"),
-])
+]
+
+
+@pytest.mark.parametrize("change, said", FAULTS, ids=[said for _, said in FAULTS])
 def test_a_file_that_will_not_do_is_told_in_a_sentence(change, said, tmp_path):
-    change(notes(("poor", "good"), 60)).to_csv(tmp_path / "shop.csv", index=False)
-    with pytest.raises(DataError, match=re.escape(said)):
-        load_reviews(Config(data=str(tmp_path / "shop.csv"), text_column="note", label_column="verdict"))
+    path = tmp_path / "shop.csv"
+    change(notes(("poor", "good"), 60)).to_csv(path, index=False)
+    with pytest.raises(DataError, match=re.escape(said)) as e:
+        load_reviews(Config(data=str(path), **COLUMNS))
+    assert str(path) in str(e.value) or "rows" in said

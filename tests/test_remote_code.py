@@ -1,75 +1,126 @@
 "Code that comes with a downloaded model is never run, whatever is answered to a prompt."
+
 import ast
 import json
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
+from tools import ROOT, command, opinionated_model
 
-from imdb_sentiment.config import Config
-from imdb_sentiment.data import tiny_tokenizer
-from imdb_sentiment.model import make_model, save_model
-
-ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "imdb_sentiment").glob("[a-z]*.py"))
-AUTO = {"AutoConfig", "AutoTokenizer", "AutoModel", "AutoModelForSequenceClassification", "AutoModelForMaskedLM"}
+MODULES = sorted((ROOT / "imdb_sentiment").rglob("[a-z]*.py"))
+OURS = {
+    "TransformerClassifier",
+    "TransformerClassifierConfig",
+}  # classes of this library, which load no others
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    tokenizer = tiny_tokenizer(["a wonderful film", "a dull film"] * 5)
-    save_model(make_model(Config(max_length=32), tokenizer), tokenizer, folder)
-    return folder
+    return opinionated_model(tmp_path_factory.mktemp("saved") / "model")
 
 
-def hostile(saved, folder, kind):
-    "A copy of the model with Python code that leaves a mark when it runs; the folder and the mark."
-    folder.mkdir()
-    mark = folder / "CODE-RAN"
-    for f in saved.iterdir():
-        (folder / f.name).write_bytes(f.read_bytes())
-    code = f"open({str(mark)!r}, 'a').write(__name__)\n"
-    (folder / "conf.py").write_text(code + "from transformers import PretrainedConfig\nclass C(PretrainedConfig): model_type = 'own'\n")
-    (folder / "modl.py").write_text(code + "from transformers import PreTrainedModel\nfrom .conf import C\nclass M(PreTrainedModel): config_class = C\n")
-    (folder / "tok.py").write_text(code + "from transformers import BertTokenizer\nclass T(BertTokenizer): pass\n")
-    name = "tokenizer_config.json" if kind == "tokenizer" else "config.json"
-    settings = json.loads((folder / name).read_text())
-    if kind == "tokenizer":
-        settings |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["tok.T", None]}}
-    else:
-        classes = ("AutoModel", "AutoModelForSequenceClassification")
-        settings |= {"auto_map": {"AutoConfig": "conf.C", **{c: "modl.M" for c in classes}}}
-    if kind == "unknown": settings["model_type"] = "own"
-    (folder / name).write_text(json.dumps(settings))
-    return folder, mark
+CODE = {  # modules of a model folder, besides the line that leaves a mark
+    "conf.py": """from transformers import PretrainedConfig
+class C(PretrainedConfig): model_type = 'own'
+""",
+    "modl.py": """from transformers import PreTrainedModel
+from .conf import C
+class M(PreTrainedModel): config_class = C
+""",
+    "tok.py": """from transformers import BertTokenizer
+class T(BertTokenizer): pass
+""",
+}
+CLASSES = {
+    "AutoConfig": "conf.C",
+    "AutoModel": "modl.M",
+    "AutoModelForSequenceClassification": "modl.M",
+}
+KINDS = {  # which file of the folder asks for that code, and how
+    "known": ("config.json", {"auto_map": CLASSES}),
+    "unknown": ("config.json", {"auto_map": CLASSES, "model_type": "own"}),
+    "tokenizer": (
+        "tokenizer_config.json",
+        {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["tok.T", None]}},
+    ),
+}
 
 
-@pytest.mark.parametrize("kind", ["unknown", "known", "tokenizer"])
-def test_code_of_a_model_folder_is_not_run(saved, tmp_path, kind):
-    folder, mark = hostile(saved, tmp_path / kind, kind)
-    main = [sys.executable, "-c", "from imdb_sentiment.pipeline import main; main()"]
-    command = [*main, "predict", "--model", str(folder)]
-    done = subprocess.run(command, input="y\n1\n", capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def hostile(saved, tmp_path):
+    "A function that makes a copy of the model whose Python code leaves a mark when it runs: the folder and the mark."
+
+    def make(kind):
+        folder, mark = tmp_path / kind, tmp_path / "CODE-RAN"
+        shutil.copytree(saved, folder)
+        for name, code in CODE.items():
+            (folder / name).write_text(f"open({str(mark)!r}, 'a').write(__name__)\n{code}")
+        name, settings = KINDS[kind]
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        return folder, mark
+
+    return make
+
+
+def test_the_mark_is_left_where_code_is_trusted(hostile):
+    "Otherwise its absence would prove nothing."
+    from transformers import AutoConfig
+
+    folder, mark = hostile("unknown")
+    AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_of_a_model_folder_is_not_run(hostile, kind):
+    folder, mark = hostile(kind)
+    done = command("predict", "--model", folder, input="y\n1\n")
     assert not mark.exists(), done.stdout + done.stderr
     assert "[y/N]" not in done.stdout + done.stderr
     if kind == "unknown":
-        assert done.returncode == 1 and "runs no downloaded code" in done.stderr, done.stderr
-    command = [*main, "train", "--run-dir", str(tmp_path / "run"), "--set", f"backbone={folder}", "--set", "limit=40"]
-    done = subprocess.run(command, input="y\n1\n", capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "runs no downloaded code" in done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_of_a_backbone_is_not_run(hostile, tmp_path, kind):
+    folder, mark = hostile(kind)
+    settings = ["--set", f"backbone={folder}", "--set", "limit=40"]
+    done = command("train", "--run-dir", tmp_path / "run", *settings, input="y\n1\n")
     assert not mark.exists(), done.stdout + done.stderr
-    assert done.returncode == 1 and "[y/N]" not in done.stdout + done.stderr
+    assert "[y/N]" not in done.stdout + done.stderr
+    assert done.returncode == 1
+
+
+def loads_foreign_things(call):
+    "Whether a call loads a model, a tokenizer or their settings by way of transformers."
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name == "pipeline":
+        return True
+    if name not in ("from_pretrained", "from_config") or not isinstance(call.func, ast.Attribute):
+        return False
+    owner = call.func.value
+    of_an_object = (
+        isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "type"
+    )  # a class that is loaded
+    return not of_an_object and getattr(owner, "id", "") not in OURS
+
+
+def calls_in(path):
+    return [
+        n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_every_load_says_that_it_trusts_no_code(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call): continue
-        f = node.func
-        loads = isinstance(f, ast.Name) and f.id == "pipeline"
-        if isinstance(f, ast.Attribute) and f.attr in ("from_pretrained", "from_config"):
-            loads |= isinstance(f.value, ast.Name) and f.value.id in AUTO
-        if loads:
-            trust = [k.value for k in node.keywords if k.arg == "trust_remote_code"]
-            assert trust and isinstance(trust[0], ast.Constant) and trust[0].value is False, f"{path.name}:{node.lineno}"
+    for call in calls_in(path):
+        trust = [ast.unparse(k.value) for k in call.keywords if k.arg == "trust_remote_code"]
+        expected = ["False"] if loads_foreign_things(call) or trust else []
+        assert trust == expected, f"{path.name}:{call.lineno}"
+
+
+def test_loads_are_found():
+    loads = [call for path in MODULES for call in calls_in(path) if loads_foreign_things(call)]
+    assert len(loads) > 8
