@@ -11,7 +11,7 @@ __all__ = ['TRAITS', 'with_outcome', 'slices_by', 'length_groups', 'plot_slices'
 # %% ../nbs/06_analysis.ipynb #6a401ede
 import numpy as np, pandas as pd
 
-from .runs import require_file
+from .runs import require_extra, require_file
 from .devices import mixed_precision
 from .figures import PALETTE, class_colours
 from .rendering import sentences
@@ -296,6 +296,7 @@ def label_suspects(
     probabilities,  # From `cross_validated_probabilities`
 ) -> pd.DataFrame:
     "The reviews whose label is doubtful, most doubtful first, with the `probability` of their label."
+    require_extra("analysis", "cleanlab")
     from cleanlab.filter import find_label_issues
 
     labels = reviews.label.to_numpy()

@@ -10,6 +10,7 @@ __all__ = ['BASELINE_NAMES', 'lower_clean', 'fit_linear', 'fit_tfidf', 'LogCount
 import numpy as np, pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from .runs import require_extra
 from .progress import Progress
 from .tokens import clean_text
 
@@ -92,6 +93,7 @@ def vader_scores(
     texts,  # Reviews
 ) -> np.ndarray:
     "VADER's compound score of each text, from -1 to 1."
+    require_extra("analysis", "vaderSentiment")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     vader, scores = SentimentIntensityAnalyzer(), []
