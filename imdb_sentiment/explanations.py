@@ -54,8 +54,7 @@ def label_scores(
 ) -> torch.Tensor:
     "The log odds of one label for each review, times the temperature."
     column = targets.view(-1, 1)
-    is_target = torch.zeros_like(logits, dtype=torch.bool).scatter(1, column, True)
-    others = logits.masked_fill(is_target, -torch.inf)
+    others = logits.scatter(1, column, -torch.inf)
     if logits.shape[1] == 2:
         rest = others.max(1).values
     else:
