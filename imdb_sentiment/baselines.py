@@ -140,7 +140,7 @@ def baseline_predictions(
     part: str = "test",  # Split to predict
     names: tuple = ("neg", "pos"),  # Label names
 ) -> tuple:
-    "Predict one split with each of `baselines_for` (a column each); also return what was chosen on validation."
+    "Predict one split with each of `baselines_for` (a column each); also what was chosen on validation."
     train, val, rows = (reviews[reviews.part == p] for p in ("train", "val", part))
     majority = int(train.label.mode().iloc[0])
     predicted: dict = dict(majority=majority)

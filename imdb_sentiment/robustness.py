@@ -129,7 +129,7 @@ def perturbation_scores(
     seed: int = 0,
     changes: dict = PERTURBATIONS,  # From `perturbations_for`
 ) -> pd.DataFrame:
-    "For each change that alters any review: accuracy before and after, and the share of flipped predictions."
+    "For each change that alters a review: accuracy before and after, share of flipped predictions."
     labels, before, rows = reviews.label.to_numpy(), predict(reviews.text.tolist()), {}
     originals = [clean_text(text) for text in reviews.text]
     for name, change in changes.items():
