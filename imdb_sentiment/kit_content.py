@@ -178,7 +178,7 @@ def pack_encoder(
     backbone: str,  # Setting of the report: a folder, a name on the Hub or `tiny`
     out,  # Folder for the content of the kit
 ) -> str:
-    "Copy the encoder with its weights in fp16; its path in the kit, empty for `tiny`, built when needed."
+    "Copy the encoder with its weights in fp16; its path in the kit, empty for `tiny`."
     if backbone == "tiny":
         return ""
     source = Path(backbone).expanduser().resolve()

@@ -31,7 +31,7 @@ def trust_bands(
     correct,  # Whether it is correct
     threshold: float | None = None,  # From the chapter on reliability
 ) -> pd.DataFrame:
-    "For each band of confidence, its share of the reviews and correct predictions of 100; highest first."
+    "For each band of confidence, its share of the reviews and correct ones of 100; highest first."
     confidence, correct, rows = np.asarray(confidence), np.asarray(correct), {}
     lowest = {0.0} if (confidence < 0.5).any() else set()
     edges = sorted({0.5, 0.8, threshold or 0.95} | lowest, reverse=True)
