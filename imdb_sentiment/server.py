@@ -398,8 +398,9 @@ def serving_message(
 ) -> str:
     "What is printed once the server accepts requests."
     message = (
-        f"Serving {name} on http://{host}:{port}. Open / for a page to try it and /docs for a "
-        "description of the interface. Ctrl-C stops the server."
+        f"Serving {name} on http://{host}:{port}\n"
+        "There is a page to try it, and a description of the interface under /docs. "
+        "Ctrl-C stops the server."
     )
     if not key and host not in ("127.0.0.1", "localhost", "::1"):
         message += " Anyone who can reach this machine can use it: set a key."

@@ -248,7 +248,7 @@ def start_server(
         env=env,
     )
     words = (word for line in server.stdout for word in line.split())
-    url = next((word.rstrip(",") for word in words if word.startswith("http://")), None)
+    url = next((word for word in words if word.startswith("http://")), None)
     if not url:
         raise RunError(f"The server did not start. See why: imdb-sentiment serve --model {model}")
     return server, url
