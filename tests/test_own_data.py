@@ -15,10 +15,9 @@ from tools import ROOT, command
 
 from imdb_sentiment.config import Config
 from imdb_sentiment.runs import read_json
-from imdb_sentiment.tasks import DataError
+from imdb_sentiment.tasks import DataError, make_task
 from imdb_sentiment.data import load_reviews
 from imdb_sentiment.model_card import model_card
-from imdb_sentiment.evaluation import predicted_labels, probabilities_in
 from imdb_sentiment.prediction import Predictor
 from imdb_sentiment.staleness import CHAPTER_LIST
 
@@ -166,14 +165,17 @@ def test_three_labels_are_analysed(three):
 
 def test_three_labels_in_the_predictions(three):
     m, folder, _ = three
-    rows = pd.read_parquet(folder / "predictions.parquet")
+    rows, task = (
+        pd.read_parquet(folder / "predictions.parquet"),
+        make_task(("fine", "good", "poor")),
+    )
     columns = [f"{kind}_{n}" for kind in ("prob", "logit") for n in ("fine", "good", "poor")]
     assert list(rows) == ["id", "label", "rating", *columns]
-    assert abs(probabilities_in(rows).sum(1) - 1).max() < 1e-6
+    assert abs(task.probabilities_in(rows).sum(1) - 1).max() < 1e-6
     assert rows.rating.isna().all()
     probabilities = rows[columns[:3]].to_numpy()
     assert (probabilities.argmax(1) == rows.label).mean() == pytest.approx(m["accuracy"]["value"])
-    assert (predicted_labels(rows) == probabilities.argmax(1)).all()
+    assert (task.predicted(rows) == probabilities.argmax(1)).all()
 
 
 ASKED = [  # a note, and the label that it gets
