@@ -222,7 +222,6 @@ class Active(HTMLParser):
             self.found.append((tag, attrs))
 
 
-@pytest.mark.xfail(strict=False, reason="until tables of pandas' Styler are escaped")
 def test_markup_in_a_text_is_shown_as_text(two):
     _, folder, _ = two
     seen = "".join(words(folder / "report.html").split())
