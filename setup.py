@@ -1,4 +1,5 @@
 "Packaging: everything it says is read from settings.ini, nbdev's one place for it."
+
 import os
 import shlex
 from configparser import ConfigParser
@@ -10,10 +11,18 @@ config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 lib, readme = cfg["lib_path"], Path("README.md")
-extras = {key.removesuffix("_requirements"): value for key, value in cfg.items() if key.endswith("_requirements")}
+extras = {
+    key.removesuffix("_requirements"): value
+    for key, value in cfg.items()
+    if key.endswith("_requirements")
+}
 # Users of the library have no use for the benchmarks, so an installation leaves them out. A kit sets the variable:
 # it takes them to another machine, where they run.
-left_out = [] if os.environ.get("IMDB_SENTIMENT_BENCHES") == "1" else [f"{lib}.benches", f"{lib}.benches.*"]
+left_out = (
+    []
+    if os.environ.get("IMDB_SENTIMENT_BENCHES") == "1"
+    else [f"{lib}.benches", f"{lib}.benches.*"]
+)
 
 setup(
     name=cfg["lib_name"],

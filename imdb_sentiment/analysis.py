@@ -11,7 +11,7 @@ __all__ = ['TRAITS', 'with_outcome', 'slices_by', 'length_groups', 'plot_slices'
 # %% ../nbs/06_analysis.ipynb #6a401ede
 import numpy as np, pandas as pd
 
-from .runs import require_file
+from .runs import require_extra, require_file
 from .devices import mixed_precision
 from .figures import PALETTE, class_colours
 from .rendering import sentences
@@ -24,7 +24,7 @@ from .baselines import lower_clean
 def with_outcome(
     run,  # Run folder with the split, its lengths and `predictions.parquet`
 ) -> pd.DataFrame:
-    "The test reviews with text and lengths, the `predicted` label, its `confidence`, and whether it is `correct`."
+    "The test reviews with text, lengths, `predicted` label, `confidence`, and whether it is `correct`."
     texts = load_split(run)[["id", "text"]]
     lengths = pd.read_parquet(require_file(run, "lengths.parquet", "01e_exploration"))
     table = pd.read_parquet(require_file(run, "predictions.parquet", "05b_evaluation"))
@@ -61,7 +61,7 @@ def length_groups(
 def plot_slices(
     tables: dict,  # Title to a table from `slices_by`
 ):
-    "Accuracy of each group with its interval and number of reviews; the dashed line is all reviews together."
+    "Accuracy of each group with interval and number of reviews; the dashed line is all reviews."
     import matplotlib.pyplot as plt
 
     size = (8, 2.7 * len(tables))
@@ -118,7 +118,7 @@ def error_traits(
     table: pd.DataFrame,  # From `with_outcome`
     traits: pd.DataFrame,  # From `trait_columns`
 ) -> pd.DataFrame:
-    "Each trait's reviews, error rates with and without it, their ratio and its share of all errors; worst first."
+    "Reviews of each trait, error rates with and without it, ratio, share of all errors; worst first."
     rows, wrong = {}, ~table.correct
     for name, has in traits.items():
         if not 0 < has.sum() < len(has):
@@ -176,7 +176,7 @@ def confusion_pairs(
     table,  # Confusion counts (labels x labels)
     names: tuple,  # Label names
 ) -> pd.DataFrame:
-    "Each kind of error: `label`, `answer`, number of `reviews` and `share` of that label; most frequent first."
+    "Each kind of error: `label`, `answer`, `reviews` and `share` of that label; most frequent first."
     table = np.asarray(table)
     rows = []
     for i, label in enumerate(names):
@@ -233,7 +233,7 @@ def found_slices(
     smallest: float = 0.02,  # Share of the reviews in a group, at least
     seed: int = 0,
 ) -> pd.DataFrame:
-    "Groups that a tree found on one half of the reviews, with accuracy and size on the other; worst first."
+    "Groups that a tree found on half of the reviews, with accuracy and size on the rest; worst first."
     from sklearn.tree import DecisionTreeClassifier
 
     traits = traits.drop(columns="lukewarm stars (4 or 7)", errors="ignore")
@@ -296,6 +296,7 @@ def label_suspects(
     probabilities,  # From `cross_validated_probabilities`
 ) -> pd.DataFrame:
     "The reviews whose label is doubtful, most doubtful first, with the `probability` of their label."
+    require_extra("analysis", "cleanlab")
     from cleanlab.filter import find_label_issues
 
     labels = reviews.label.to_numpy()

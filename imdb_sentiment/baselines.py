@@ -10,6 +10,7 @@ __all__ = ['BASELINE_NAMES', 'lower_clean', 'fit_linear', 'fit_tfidf', 'LogCount
 import numpy as np, pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from .runs import require_extra
 from .progress import Progress
 from .tokens import clean_text
 
@@ -92,6 +93,7 @@ def vader_scores(
     texts,  # Reviews
 ) -> np.ndarray:
     "VADER's compound score of each text, from -1 to 1."
+    require_extra("analysis", "vaderSentiment")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     vader, scores = SentimentIntensityAnalyzer(), []
@@ -138,7 +140,7 @@ def baseline_predictions(
     part: str = "test",  # Split to predict
     names: tuple = ("neg", "pos"),  # Label names
 ) -> tuple:
-    "Predict one split with each of `baselines_for` (a column each); also return what was chosen on validation."
+    "Predict one split with each of `baselines_for` (a column each); also what was chosen on validation."
     train, val, rows = (reviews[reviews.part == p] for p in ("train", "val", part))
     majority = int(train.label.mode().iloc[0])
     predicted: dict = dict(majority=majority)

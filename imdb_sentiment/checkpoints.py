@@ -68,7 +68,7 @@ def write_tensors(
     path,  # File to write
     tensors: dict,  # Name to tensor
 ) -> str:
-    "Write a safetensors file, compare it with memory, return its SHA-256. Raises `OSError` if it differs."
+    "Write a safetensors file, compare it with memory and return its SHA-256; `OSError` if it differs."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
         save_file(tensors, path)

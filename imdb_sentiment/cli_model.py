@@ -297,7 +297,7 @@ def serve(
     ] = 30.0,
     device: Device = "auto",
 ):
-    "Answer over HTTP, with a page to try the model. IMDB_SENTIMENT_API_KEY restricts it to those who send it."
+    "Answer over HTTP, with a page to try the model. Requests must send IMDB_SENTIMENT_API_KEY if set."
     from imdb_sentiment import server
 
     with cli_errors():

@@ -53,7 +53,7 @@ Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
 # %% ../nbs/13_cli_report.ipynb #b01e344e
 @contextmanager
 def cli_errors():
-    "End a command with a message and exit status 1 where it fails, and with 130 where it is interrupted."
+    "End a command that fails with a message and exit status 1, one that is interrupted with 130."
     try:
         yield
     except KeyboardInterrupt as e:  # `Stopped` says what was saved
@@ -192,7 +192,7 @@ def seeds(
     name: ReportName = "",
     run_dir: RunFolder = "",
 ):
-    "Train the settings of a report with further seeds, and add their results to its run and to the report."
+    "Train the settings of a report with further seeds; add the results to its run and to the report."
     from imdb_sentiment.config import SettingError, report_name
     from imdb_sentiment.runs import project_root, write_json
     from imdb_sentiment.evaluation import check_same_settings, measure_seed
@@ -279,7 +279,7 @@ def bench_training(
         ),
     ] = "",
 ):
-    "Training, compared with Hugging Face's Trainer, as it comes and configured: about an hour on two cores."
+    "Training against Hugging Face's Trainer, as it comes and configured: an hour on two cores."
     from imdb_sentiment.devices import pick_device
     from imdb_sentiment.publishing import run_bench
 
@@ -303,7 +303,7 @@ def bench_inference(
     requests: Annotated[int, typer.Option(min=8, help="Requests to the server.")] = 10_000,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the large file.")] = 1_000_000,
 ):
-    "Prediction, compared with transformers.pipeline; int8, the server, a large file: about an hour on two cores."
+    "Prediction against transformers.pipeline; int8, the server, a large file: an hour on two cores."
     from imdb_sentiment.config import SettingError
     from imdb_sentiment.runs import read_json
     from imdb_sentiment.devices import pick_device

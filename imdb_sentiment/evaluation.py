@@ -118,7 +118,7 @@ def seed_accuracies(
 def seed_summary(
     accuracies: dict,  # From `seed_accuracies`
 ) -> dict:
-    "Number of seeds `n`, `mean`, sample standard deviation `sd` (None for one seed), and `each` accuracy."
+    "Number of seeds `n`, `mean`, sample standard deviation `sd` (None for one), and `each` accuracy."
     values = list(accuracies.values())
     return dict(
         n=len(values),
@@ -156,7 +156,7 @@ def suite_files(
 def read_label_votes(
     path,  # A list of `id` and `mturk`: the votes for `given`, `guessed`, `neutral`, `off-topic`
 ) -> pd.DataFrame:
-    "Whether the label of each doubted review (index `id`) was `confirmed`, and whether it was `flipped`."
+    "Whether the label of each doubted review (index `id`) was `confirmed` and whether it was `flipped`."
     try:
         reviews = json.loads(Path(path).read_text(encoding="utf-8"))
         votes = pd.DataFrame([dict(id=r["id"], **r["mturk"]) for r in reviews]).set_index("id")
@@ -174,7 +174,7 @@ def noisy_scores(
     votes: pd.DataFrame,  # From `read_label_votes`
     interval,  # Function from labels and predictions to a dict with the accuracy and its interval
 ) -> dict:
-    "Accuracy without the unconfirmed labels and with the flipped labels corrected, and how many there are."
+    "Accuracy without the unconfirmed labels and with flipped labels corrected, and how many there are."
     judged = votes.reindex(predictions.id)
     unconfirmed = judged.confirmed.eq(False).to_numpy()
     flipped = judged.flipped.eq(True).to_numpy()
@@ -265,7 +265,7 @@ def plot_confusion(
 
 # %% ../nbs/05b_evaluation.ipynb #958a7f9f
 def _draw_roc_pr(roc, pr, is_label, probability, name, colour):
-    "Add the two curves of one label to the axes `roc` and `pr`; an empty name is left out of the legends."
+    "Add the two curves of one label to the axes `roc` and `pr`; an empty name is not in the legends."
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
     start = f"{name}, " if name else ""

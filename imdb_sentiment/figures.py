@@ -8,7 +8,7 @@ __all__ = ['PALETTE', 'FOUR_COLOURS', 'SEVEN_COLOURS', 'class_colours', 'house_s
 # %% ../nbs/00e_figures.ipynb #96a51e99
 from pathlib import Path
 
-from .runs import atomic_path
+from .runs import atomic_path, require_extra
 
 # %% ../nbs/00e_figures.ipynb #f6cf0dcf
 PALETTE = dict(neg="#D55E00", pos="#0072B2", other="#009E73", dim="#888888", accent="#CC79A7")
@@ -27,6 +27,7 @@ def class_colours(
 # %% ../nbs/00e_figures.ipynb #88847d76
 def house_style():
     "Set the figure style of the project: white grid, page width, readable type."
+    require_extra("analysis", "seaborn")
     import matplotlib.pyplot as plt, seaborn as sns
 
     sns.set_theme(style="whitegrid", context="notebook", palette=list(PALETTE.values()))

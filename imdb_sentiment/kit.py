@@ -55,7 +55,7 @@ def join_parts(
     work,  # Folder to write the files to
     manifest: dict,  # Content of `manifest.json`
 ) -> int:
-    "Write each file of the kit from its pieces and delete wheels of earlier kits; how many files are new."
+    "Join each file of the kit and delete wheels of earlier kits; how many files are new."
     paths = {f["path"] for f in manifest["files"]}
     for path in Path(work).glob("wheels/*"):
         if path.relative_to(work).as_posix() not in paths:
@@ -143,7 +143,8 @@ def target_main(
             mib = pack_results(given[0], float(given[1]), given[2:]) / 2**20
             if mib > 16:
                 print(
-                    f"{given[0]} has {mib:.0f} MiB. If that is too large to transfer, divide it with `split`."
+                    f"{given[0]} has {mib:.0f} MiB. "
+                    "If that is too large to transfer, divide it with `split`."
                 )
     except (ValueError, OSError) as e:
         sys.exit(f"kit: {e}")

@@ -167,9 +167,10 @@ def _from_hub(name):
     try:
         return Path(snapshot_download(name, allow_patterns=list(ENCODER_FILES)))
     except Exception as e:  # no network, unknown name: the library raises many types
-        what = f"backbone={name!r} could not be loaded from the Hugging Face Hub ({type(e).__name__}: {str(e)[:200]})"
         raise RunError(
-            f"{what}. Without a network, give a folder with config.json and model.safetensors."
+            f"backbone={name!r} could not be loaded from the Hugging Face Hub "
+            f"({type(e).__name__}: {str(e)[:200]}). "
+            "Without a network, give a folder with config.json and model.safetensors."
         ) from e
 
 # %% ../nbs/11a_kit_content.ipynb #be9d1717
@@ -177,7 +178,7 @@ def pack_encoder(
     backbone: str,  # Setting of the report: a folder, a name on the Hub or `tiny`
     out,  # Folder for the content of the kit
 ) -> str:
-    "Copy the encoder with its weights in fp16; its path in the kit, empty for `tiny`, which is built when needed."
+    "Copy the encoder with its weights in fp16; its path in the kit, empty for `tiny`."
     if backbone == "tiny":
         return ""
     source = Path(backbone).expanduser().resolve()
@@ -219,7 +220,7 @@ def pack_parts(
     out,  # Folder of the kit
     max_bytes: int,  # Size of a part
 ) -> list:
-    "Move the content into `out/part-1` and so on; for each file its `path`, `size`, `sha256` and `pieces`."
+    "Move the content to `out/part-1` and so on; each file's `path`, `size`, `sha256` and `pieces`."
     content = Path(content)
     largest_first = lambda p: (-p.stat().st_size, p.as_posix())
     found = sorted((p for p in content.rglob("*") if p.is_file()), key=largest_first)

@@ -149,7 +149,7 @@ def incompatible_versions(
     environment: dict,  # From `target_environment`
     extras: tuple = KIT_EXTRAS,
 ) -> dict:
-    "The project's requirement for each installed package whose version does not meet it, by normalised name."
+    "The project's requirement for each installed package whose version does not meet it, by name."
     found = {}
     for r in requires:
         version = installed.get(canonicalize_name(r.name))
@@ -235,7 +235,7 @@ def pip_download(
     out,  # Folder for the wheels
     python: str,  # Such as `3.12`
 ):
-    "Let pip download wheels for the target; raises `VersionConflict`, or `RunError` with pip's last lines."
+    "Let pip download wheels for the target; `VersionConflict`, or `RunError` with pip's last lines."
     platforms = [word for p in wheel_platforms() for word in ("--platform", p)]
     options = [
         "--progress-bar",
@@ -353,7 +353,8 @@ def _give_way(explanation, pins, kept, log):
         log(f"{pin} does not accept a version on the target machine: the pin is dropped")
     for name in [] if to_drop else to_replace:
         log(
-            f"{name} {kept.pop(name)} on the target machine does not fit: the kit contains another version"
+            f"{name} {kept.pop(name)} on the target machine does not fit: "
+            "the kit contains another version"
         )
 
 # %% ../nbs/11_kit_wheels.ipynb #61f5c6e5
@@ -378,14 +379,15 @@ def fetch_wheels(
     python: str,  # Such as `3.12`
     log=print,  # Called with each line of progress
 ) -> list:
-    "Download what the project needs and the target lacks; the paths of all wheels, the project's own among them."
+    "Download what the project needs and the target lacks; the paths of all wheels, the project's too."
     environment = target_environment(python)
     name, _, requires = wheel_metadata(own)
     packages = [Requirement(p) for p in KIT_PACKAGES]
     refused = incompatible_versions([*requires, *packages], installed, environment)
     for package, wanted in refused.items():
         log(
-            f"{package} {installed[package]} on the target machine is not {wanted}: the kit contains another version"
+            f"{package} {installed[package]} on the target machine is not {wanted}: "
+            "the kit contains another version"
         )
     kept = {k: v for k, v in installed.items() if k not in refused and k != name}
     pins = pins_for(constraints, environment, kept)
@@ -410,7 +412,7 @@ def unpack_wheels(
     wheels,  # Folder with .whl files
     site,  # Folder to unpack them into
 ):
-    "Do the work of `pip install --target` without pip: modules go to `site`, data files to the folders beside them."
+    "Install wheels without pip: modules go to `site`, data files to the folders beside it."
     for wheel in sorted(Path(wheels).glob("*.whl")):
         with zipfile.ZipFile(wheel) as z:
             for name in z.namelist():

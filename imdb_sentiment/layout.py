@@ -17,7 +17,7 @@ from .figures import PALETTE, house_style
 def module_imports(
     notebooks=None,  # Folder of the notebooks; default: the project's
 ) -> dict:
-    "The modules that each module imports, in the order of the notebooks. Imports inside functions count."
+    "The modules that each module imports, inside functions too, in the order of the notebooks."
     import nbformat
 
     found = {}

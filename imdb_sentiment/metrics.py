@@ -29,7 +29,7 @@ def scores(
     table,  # Confusion counts (... x labels x labels)
     names=("neg", "pos"),  # Label names
 ) -> dict:
-    "Accuracy, and precision, recall and F1 of each label, macro and weighted; 0 where the denominator is 0."
+    "Accuracy; precision, recall and F1 of each label, macro and weighted (0 for a denominator of 0)."
     t = np.asarray(table, dtype=float)
     correct, total = np.diagonal(t, axis1=-2, axis2=-1), t.sum((-2, -1))
     each = dict(precision=_ratio(correct, t.sum(-2)), recall=_ratio(correct, t.sum(-1)))
@@ -105,7 +105,7 @@ def ranking_scores(
     labels,  # Number of the label of each review
     probabilities,  # (reviews x labels)
 ) -> dict:
-    "`roc_auc` and `average_precision` of the second of two labels; with more labels, the mean of one against the rest."
+    "`roc_auc` and `average_precision` of the second of two labels; of more, the mean one-vs-rest."
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)

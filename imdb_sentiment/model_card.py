@@ -179,7 +179,7 @@ def push(
     confirm: bool = False,  # Upload; without it, only list what would be uploaded
     api=None,  # A `HfApi`; the default one if not given
 ) -> list:
-    "Upload an exported model to the Hugging Face Hub, or only list name and bytes of what would be uploaded."
+    "Upload an exported model to the Hugging Face Hub, or only list what would be uploaded."
     folder = Path(folder)
     files = [(f.name, f.stat().st_size) for f in sorted(folder.glob("*")) if f.is_file()]
     card = card_to_push(folder)

@@ -33,7 +33,7 @@ from .staleness import CHAPTER_LIST, Chapter, chapter_records, fingerprint, is_c
 
 # %% ../nbs/08a_pipeline.ipynb #2521b2c9
 class Watch:
-    "Shows a chapter's progress, as a bar in a terminal or as lines in a log, and measures `peak` memory in bytes."
+    "Shows a chapter's progress, a bar in a terminal or lines in a log; measures `peak` memory in bytes."
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ def run_chapter(
     run,  # Run folder
     notebooks,  # Folder of the notebooks
 ) -> dict:
-    "Execute a chapter; its wall time in seconds and peak memory in bytes. Raises `RunError` where a cell fails."
+    "Execute a chapter; wall time in seconds, peak memory in bytes. Raises `RunError` if a cell fails."
     from papermill.exceptions import PapermillExecutionError
 
     run, name, started = Path(run), f"{chapter.name}.ipynb", time.monotonic()
@@ -219,7 +219,7 @@ def adopt_config(
     cfg: Config,
     run,  # Run folder
 ) -> dict:
-    "Make `cfg` the configuration of the run folder; the settings that changed. Raises `RunError` if it cannot."
+    "Make `cfg` the configuration of the run folder; the settings that changed. `RunError` if it cannot."
     run, changed = Path(run), {}
     if (run / "config.json").exists():
         changed = config_differences(read_json(run / "config.json"), plain_settings(cfg))

@@ -74,7 +74,7 @@ def results_section(
 def results_note(
     reports: dict,  # From `load_reports`
 ) -> str:
-    "What the table compares and what it does not, and the commands that reproduce it; empty without reports."
+    "What the table compares and what not, and the commands that reproduce it; empty without reports."
     if not reports:
         return ""
     ours = list(reports.values())

@@ -34,7 +34,7 @@ def reliability_table(
     correct,  # Whether its prediction is correct
     bins: int = 10,  # Number of groups
 ) -> pd.DataFrame:
-    "For each group: mean and range of the confidence, number of reviews, and accuracy with its interval."
+    "For each group: mean and range of confidence, number of reviews, accuracy with its interval."
     groups = bin_numbers(confidence, bins, equal_mass=True)
     table = pd.DataFrame(dict(confidence=confidence, correct=correct))
     rows = []

@@ -300,7 +300,7 @@ def chapter_html(
 def other_machines(
     chapters: dict,  # From `metrics.json`
 ) -> dict:
-    "Each machine and set of versions other than those of the training, in words: the chapters that ran there."
+    "Machines and versions other than those of the training, in words, and the chapters that ran there."
     groups = {}
     for name, record in chapters.items():
         parts = [f"{package} {version}" for package, version in record.get("versions", {}).items()]

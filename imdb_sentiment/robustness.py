@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np, pandas as pd
 
+from .runs import require_extra
 from .figures import PALETTE
 from .tokens import clean_text
 from .metrics import share_with_interval
@@ -54,6 +55,7 @@ def shuffle_sentences(
 @cache
 def opinion_words() -> set:
     "The words with a clear sentiment in VADER's lexicon (MIT licence)."
+    require_extra("analysis", "vaderSentiment")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return {w for w, v in SentimentIntensityAnalyzer().lexicon.items() if abs(v) >= 1}
@@ -127,7 +129,7 @@ def perturbation_scores(
     seed: int = 0,
     changes: dict = PERTURBATIONS,  # From `perturbations_for`
 ) -> pd.DataFrame:
-    "For each change that alters any review: accuracy before and after, and the share of flipped predictions."
+    "For each change that alters a review: accuracy before and after, share of flipped predictions."
     labels, before, rows = reviews.label.to_numpy(), predict(reviews.text.tolist()), {}
     originals = [clean_text(text) for text in reviews.text]
     for name, change in changes.items():

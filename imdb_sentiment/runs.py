@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['remove', 'atomic_path', 'recover', 'write_json', 'read_json', 'RunError', 'project_root', 'file_hash', 'hub_revision',
-           'source_stamp', 'changed_settings', 'open_run', 'require_file', 'locked', 'injected_names', 'chapter_run']
+           'source_stamp', 'changed_settings', 'open_run', 'require_file', 'locked', 'require_extra', 'injected_names',
+           'chapter_run']
 
 # %% ../nbs/00a_runs.ipynb #8581be48
 import ast, functools, hashlib, json, os, shutil
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -239,6 +241,17 @@ def locked(
         yield
     finally:
         lock.release()
+
+# %% ../nbs/00a_runs.ipynb #888bc66f
+def require_extra(
+    extra: str,  # Of this package, such as `analysis`
+    *modules,  # Modules that it brings
+):
+    "Raise `RunError` with the command to run if a module of the extra is missing."
+    if missing := [module for module in modules if not find_spec(module)]:
+        raise RunError(
+            f"This needs {' and '.join(missing)}. Install: pip install 'imdb_sentiment[{extra}]'."
+        )
 
 # %% ../nbs/00a_runs.ipynb #6fe0db6c
 def injected_names(

@@ -74,7 +74,7 @@ def own_config(
     try:
         config = read_json(file)
     except ValueError as e:
-        raise RunError(f"{file} is damaged ({e}). Save the model again.") from e
+        raise RunError(f"{file} is damaged ({e.__context__}). Save the model again.") from e
     if not isinstance(config, dict):
         raise RunError(f"{file} is damaged (it holds no settings). Save the model again.")
     return {**config, **read_decisions(folder)}

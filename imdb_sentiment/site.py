@@ -69,7 +69,7 @@ def executed(
     where = dict(metadata=dict(path=str(folder)))
     kernel = dict(kernel_name="python3", kernel_manager_class=local_kernel())
     try:
-        NotebookClient(ran, timeout=900, resources=where, **kernel).execute()
+        NotebookClient(ran, timeout=3600, resources=where, **kernel).execute()
     except CellExecutionError as e:
         error = re.sub(r"\x1b\[[0-9;]*m", "", str(e))
         raise RunError(f"An example of {name} failed:\n{error}") from e
@@ -388,7 +388,7 @@ def lay_out_texts(
             text = text.replace(old, new)
         (source / f"{page}.md").write_text(linked(text, "reports"), encoding="utf-8")
 
-
+# %% ../nbs/10a_site.ipynb #77b0e3d9
 def lay_out(
     root,  # Of the project
     source,  # Folder to fill; anything in it is replaced

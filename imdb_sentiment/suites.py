@@ -52,7 +52,7 @@ def _open_text(path):
 def read_checklist(
     path,  # `.jsonl` or `.jsonl.gz`, one test a line
 ) -> list:
-    "Read the tests, each a dict with `name`, `type`, `capability`, `labels`, `data`; DIR with `direction`."
+    "Read the tests: dicts with `name`, `type`, `capability`, `labels`, `data`; DIR with `direction`."
     try:
         with _open_text(path) as f:
             tests = [json.loads(line) for line in f if line.strip()]
@@ -67,7 +67,7 @@ def read_checklist(
 def usable_cases(
     test: dict,  # From `read_checklist`
 ) -> tuple:
-    "The cases for a model with two labels, each a list of texts, and their labels (0, 1; None if INV or DIR)."
+    "The cases for a model with two labels, lists of texts, and their labels (None if INV or DIR)."
     data, labels = test["data"], test["labels"]
     if test["type"] != "MFT":
         return data, [None] * len(data)
@@ -234,7 +234,7 @@ def embedded_pairs() -> pd.DataFrame:
 def read_suite(
     path,  # A file
 ) -> tuple:
-    "Kind (`checklist`, `pairs`, `labelled`) and tests or table; an empty kind and None for any other file."
+    "Kind (`checklist`, `pairs`, `labelled`) and tests or table; empty and None for any other file."
     path = Path(path)
     if re.search(r"\.jsonl(\.gz)?$", path.name.lower()):
         try:
@@ -318,7 +318,7 @@ def run_suites(
     names: tuple = ("neg", "pos"),  # Label names
     say=lambda line: None,  # Receives a line for each file
 ) -> tuple:
-    "Results by name, as under `robustness` in `metrics.json`, and the CheckList table (None without tests)."
+    "Results by name, as in `metrics.json` under `robustness`, and the CheckList table if there is one."
     tests, tables = read_suites(root, names, say)
     rates = checklist_rates(tests, predict) if tests else None
     results = dict(checklist=by_capability(rates)) if tests else {}

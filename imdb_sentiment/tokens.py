@@ -239,7 +239,7 @@ def collate(
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for i, r in enumerate(rows):
         n = len(r["input_ids"])
-        ids[i, :n] = torch.as_tensor(r["input_ids"])
+        ids[i, :n] = torch.tensor(r["input_ids"])
         mask[i, :n] = 1
     batch = dict(input_ids=ids, attention_mask=mask)
     if "label" in rows[0]:

@@ -31,7 +31,7 @@ def trust_bands(
     correct,  # Whether it is correct
     threshold: float | None = None,  # From the chapter on reliability
 ) -> pd.DataFrame:
-    "For each band of confidence, its share of the reviews and how many of 100 predictions are correct; highest first."
+    "For each band of confidence, its share of the reviews and correct ones of 100; highest first."
     confidence, correct, rows = np.asarray(confidence), np.asarray(correct), {}
     lowest = {0.0} if (confidence < 0.5).any() else set()
     edges = sorted({0.5, 0.8, threshold or 0.95} | lowest, reverse=True)
@@ -139,7 +139,7 @@ def robustness_doubts(
     robustness: dict,  # From `robustness.json`
     overall: float,  # Accuracy of all test reviews
 ) -> dict:
-    "The suites that are clearly below average, perturbations that change predictions, pairs, and the weakest skill."
+    "Suites clearly below average, perturbations that change predictions, pairs, the weakest skill."
     suites = [
         dict(name=plain_name(name), accuracy=s["value"], texts=s["n"])
         for name, s in robustness.items()

@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 
 import pytest
 
-from imdb_sentiment.config import RunError, read_json
+from imdb_sentiment.runs import RunError, read_json
 from imdb_sentiment.kit import write_kit
 
 PYTHON = f"3.{sys.version_info.minor}"

@@ -198,7 +198,7 @@ def test_measured_results_are_shown(site):
 
 def constant_parts(message):
     "What does not vary in a quoted message."
-    varying = r"\.\.\.|'[^']*'|\d+(?:_\w+)?|127\.0\.0\.1:8000|=\S+|\[serve\]"
+    varying = r"\.\.\.|'[^']*'|\d+[a-z]?(?:_\w+)?|127\.0\.0\.1:8000|=\S+|\[serve\]"
     return [part.strip(" :,.'") for part in re.split(varying, message) if len(part.strip()) > 3]
 
 

@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt, numpy as np, torch
 from ..runs import RunError, remove
 from ..devices import peak_memory
 from ..figures import PALETTE
-from ..tasks import FORMS
 from ..data import load_split
 from ..model import load_model
 from ..prediction import Predictor
 from ..files import predict_file
 from imdb_sentiment.export import (
+    FORMS,
     export_model,
     export_onnx,
     export_openvino,
