@@ -86,6 +86,6 @@ def test_output_of_a_chapter(chapter):
 
 def test_an_explained_text():
     text = f"a {MARK} film {MARK}"
-    places = [(0, 0), (0, 1), (2, 2 + len(MARK)), (0, 0)]  # the rest was not read
-    encoded = dict(input_ids=[0, 1, 2, 3], places=places, special=[1, 0, 0, 1])
+    offsets = [(0, 0), (0, 1), (2, 2 + len(MARK)), (0, 0)]  # the rest was not read
+    encoded = dict(input_ids=[0, 1, 2, 3], offsets=offsets, special=[1, 0, 0, 1])
     shows_as_text(highlight_words(text, encoded, np.array([0, 1.0, -1.0, 0]), MARK))

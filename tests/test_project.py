@@ -25,7 +25,6 @@ LIBRARY = ROOT / "imdb_sentiment"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 CHAPTERS = [ROOT / "nbs" / f"{c.name}.ipynb" for c in CHAPTER_LIST]
 REPORTS = load_reports(ROOT / "reports")
-rebuild = pytest.mark.xfail(strict=False, reason="rebuild under way")
 
 
 def tracked():
@@ -131,14 +130,9 @@ def lines_of_code(path):
 
 
 WITH_SITE = sorted((ROOT / "nbs").rglob("*.ipynb"))
-TOO_LONG = {"06c_explanations", "07_export", "07b_batcher", "07c_server", "index"}
 
 
-def by_line_length(path):
-    return pytest.param(path, marks=rebuild) if path.stem in TOO_LONG else path
-
-
-@pytest.mark.parametrize("path", [by_line_length(p) for p in WITH_SITE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WITH_SITE, ids=lambda p: p.stem)
 def test_no_line_of_code_is_over_120_characters(path):
     assert [line for line in lines_of_code(path) if len(line) > 120] == []
 
