@@ -59,7 +59,9 @@ MUTANTS = [
         "train.id.astype(str)",
         "asserts",
     ),
-    Mutant("data: an archive may point outside", '".." in Path(member.name).parts', "False", "asserts"),
+    Mutant(
+        "data: an archive may point outside", '".." in Path(member.name).parts', "False", "asserts"
+    ),
     Mutant(
         "data: head+tail reads the head",
         '"head+tail": room // 2}',

@@ -124,10 +124,10 @@ def test_function_other_types(model, value):
 
 LINES = [  # of JSON, and what the refusal says; None for a line that is no row
     (b"", None),
-    (b"{", "no JSON"),
+    (b"{", "not valid JSON"),
     (b"[1, 2]", "a list, not a JSON object"),
     (b'"a film"', "a str, not a JSON object"),
-    (b'{"review": "a film"}', "there is no 'text'; there is 'review'"),
+    (b'{"review": "a film"}', "there is no 'text'; the row has 'review'"),
     (b'{"text": "a film", "prediction": 1}', "'prediction' already"),
     (b'{"text": "caf\xe9"}', "not UTF-8: byte 0xe9"),
 ]
@@ -188,10 +188,10 @@ FILES = {  # content, and what the refusal says
     "twice.csv": (b"text,text\na film,1\n", "a column twice: 'text'"),
     "utf16.csv": ("text\na film\n".encode("utf-16"), "not UTF-8"),
     "packed.csv": (gzip.compress(b"text\na film\n"), "not UTF-8"),
-    "broken.parquet": (b"PAR1 and then nothing", "no parquet file"),
-    "empty.parquet": (b"", "no parquet file"),
-    "book.xlsx": (b"PK\x03\x04", "ending tells the format"),
-    "no-ending": (b"a film\n", "ending tells the format"),
+    "broken.parquet": (b"PAR1 and then nothing", "not a parquet file"),
+    "empty.parquet": (b"", "not a parquet file"),
+    "book.xlsx": (b"PK\x03\x04", "known endings are"),
+    "no-ending": (b"a film\n", "known endings are"),
 }
 
 
@@ -208,7 +208,7 @@ def test_command_files(model, tmp_path, name):
 
 PLACES = [  # options besides --model, and what the refusal says
     (["--input", "none.csv", "--out", "o.csv"], "there is no file"),
-    (["--input", ".", "--out", "o.csv"], "ending tells the format"),
+    (["--input", ".", "--out", "o.csv"], "known endings are"),
     (["--input", "in.txt", "--out", "there.jsonl"], "exists already"),
     (["--input", "in.txt"], "belong together"),
 ]
@@ -269,14 +269,14 @@ MODELS = {  # what is done to the folder of a model, and what the refusal says
     "empty": (without("*"), "holds no model"),
     "no weights": (without("model.safetensors"), "model.safetensors"),
     "no tokenizer": (without("tokenizer*"), "tokenizer"),
-    "half the weights": (cut_short, "not a whole TransformerClassifier"),
+    "half the weights": (cut_short, "not a complete TransformerClassifier"),
     "a config that is no JSON": (holding("config.json", b"{"), "config.json is damaged"),
     "a config that is a list": (holding("config.json", b"[]"), "config.json is damaged"),
     "a pickle": (as_a_pickle, "model.safetensors"),
     "another library": (of_another_library, "holds no model"),
     "an unknown architecture": (
         holding("config.json", b'{"model_type": "spacy"}'),
-        "no usable text classifier",
+        "not a usable",
     ),
     "corrupt ONNX": (as_onnx(b"\x00" * 500), "model.onnx"),
     "empty ONNX": (as_onnx(b""), "model.onnx"),
@@ -412,12 +412,12 @@ def test_ray(model, tmp_path):
 
 FOLDERS = {  # what is put into it, and what the refusal says
     "none": (None, "there is no folder"),
-    "empty": (lambda folder: None, "holds no .parquet file"),
+    "empty": (lambda folder: None, "there is no .parquet file"),
     "column": (
         lambda folder: pd.DataFrame(dict(review=["a"])).to_parquet(folder / "a.parquet"),
         "no column 'text'",
     ),
-    "broken": (lambda folder: (folder / "a.parquet").write_bytes(b"PAR1"), "no parquet file"),
+    "broken": (lambda folder: (folder / "a.parquet").write_bytes(b"PAR1"), "not a parquet file"),
 }
 
 

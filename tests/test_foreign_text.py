@@ -9,8 +9,8 @@ from tools import ROOT
 
 from imdb_sentiment.runs import read_json
 from imdb_sentiment.explanations import highlight_words
-from imdb_sentiment.report import trust_html, chapter_html, report_html
-from imdb_sentiment.pipeline import html_table, page_html
+from imdb_sentiment.rendering import render
+from imdb_sentiment.report import chapter_html, report_html, trust_html
 
 # An element in italics, and two signs that show as <x> where somebody forgets to escape them.
 MARK = "<i>&lt;x&gt;</i>"
@@ -22,7 +22,7 @@ class Seen(HTMLParser):
     def __init__(self, page):
         super().__init__()
         self.elements, self.text = set(), ""
-        self.feed(page)
+        self.feed(str(page))  # `Markup` would escape what is added to it
 
     def handle_starttag(self, tag, attrs):
         self.elements.add(tag)
@@ -71,11 +71,11 @@ def test_names_on_the_second_page(metrics, chapter):
 
 
 def test_a_title():
-    shows_as_text(page_html(MARK, "<p>body</p>"))
+    shows_as_text(render("page.html", title=MARK, contents=[("#body", MARK)]))
 
 
 def test_a_table():
-    shows_as_text(html_table([(MARK, 1)], (MARK, "number")))
+    shows_as_text(render("table.html", rows=[(MARK, 1)], head=(MARK, "number")))
 
 
 def test_output_of_a_chapter(chapter):
@@ -86,6 +86,6 @@ def test_output_of_a_chapter(chapter):
 
 def test_an_explained_text():
     text = f"a {MARK} film {MARK}"
-    places = [(0, 0), (0, 1), (2, 2 + len(MARK)), (0, 0)]  # the rest was not read
-    encoded = dict(input_ids=[0, 1, 2, 3], places=places, special=[1, 0, 0, 1])
+    offsets = [(0, 0), (0, 1), (2, 2 + len(MARK)), (0, 0)]  # the rest was not read
+    encoded = dict(input_ids=[0, 1, 2, 3], offsets=offsets, special=[1, 0, 0, 1])
     shows_as_text(highlight_words(text, encoded, np.array([0, 1.0, -1.0, 0]), MARK))

@@ -43,6 +43,8 @@ sys.meta_path.insert(0, Absent())
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *args: None if name.split(".")[0] in blocked else find(name, *args)
 """
+LIBRARY_FILES = {".py", ".json", ".jsonl", ".tsv", ".html", ".sh"}
+TEMPLATES = {".txt", ".md", ".css", ".html"}
 NOT_SOURCE = {"__pycache__", "reports", "dist", "build", "runs"}
 
 
@@ -77,11 +79,12 @@ def test_wheel_holds_library_and_data_only(built):
     found = [
         p
         for p in (ROOT / "imdb_sentiment").rglob("*")
-        if p.is_file() and "__pycache__" not in p.parts
+        if p.is_file() and not {"__pycache__", "benches"} & set(p.parts)
     ]
     ours = {p.relative_to(ROOT).as_posix() for p in found}
     assert {n for n in wheel if ".dist-info/" not in n} == ours
-    assert {Path(n).suffix for n in ours} == {".py", ".json", ".jsonl", ".tsv", ".html"}
+    assert {Path(n).suffix for n in ours if "/templates/" not in n} == LIBRARY_FILES
+    assert {Path(n).suffix for n in ours if "/templates/" in n} == TEMPLATES
     assert any(n.endswith("licenses/LICENSE") for n in wheel)
     assert "\nLicense: Apache-2.0\n" in metadata
 
@@ -116,6 +119,16 @@ def brought(name, extras=(), seen=None):
         if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in ("", *extras)):
             brought(r.name, r.extras, seen)
     return {k[0] for k in seen}
+
+
+EXTRAS = {  # settings.ini's name of an extra: the packages that it asks for
+    "analysis_requirements": {"seaborn", "vaderSentiment", "captum", "cleanlab"},
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_extra_asks_for_its_packages(extra):
+    assert {r.name for r in packages(extra)} == EXTRAS[extra]
 
 
 def packages(setting):

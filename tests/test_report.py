@@ -50,7 +50,7 @@ def metrics(demo):
 
 def test_killed_run_goes_on_where_it_stopped(demo):
     _, _, output = demo
-    assert "00_config: up to date" in output
+    assert "00a_runs: up to date" in output
     assert f"{CHAPTER_LIST[-1].name}: done" in output
 
 
@@ -82,8 +82,8 @@ def test_report_says_what_was_predicted(demo, metrics):
 
 
 def test_report_and_model_have_the_same_temperature(demo, metrics):
-    config = read_json(demo[0] / "model" / "config.json")
-    assert config["logit_temperature"] == metrics["calibration"]["temperature"] != 1
+    decisions = read_json(demo[0] / "model" / "prediction.json")
+    assert decisions["logit_temperature"] == metrics["calibration"]["temperature"] != 1
     assert set(metrics["calibration"]) >= {"ece_before", "ece_after", "brier", "nll"}
 
 
@@ -107,7 +107,7 @@ def test_report_has_its_figures(demo):
 
 def test_the_second_page_has_no_code(demo):
     page = (demo[1] / "when-to-trust-it.html").read_text(encoding="utf-8")
-    assert "Doubt it when" in page
+    assert "Where to doubt it" in page
     assert "import " not in page
 
 
@@ -154,7 +154,7 @@ def test_run_of_a_gpu_is_published_elsewhere(demo, tmp_path):
     assert metrics["versions"] == {"torch": "2.11.0"}
     assert metrics["evaluation_machine"]["device"] == "cpu"
     assert "GPU: NVIDIA T4" in page
-    assert "03d_training, 05b_evaluation" in page
+    assert "03d_training, 04f_decisions, 05b_evaluation" in page
     assert "ran with" in page
 
 
@@ -167,7 +167,7 @@ def test_execution_does_not_make_chapters_stale(demo):
     found = current(
         Config(micro_batch=8, device="cpu", eval_batch_size=16, checkpoint_minutes=1), demo[0]
     )
-    assert not found.pop("00_config")  # which shows the settings
+    assert not found.pop("00a_runs")  # which shows the settings
     assert all(found.values()), found
 
 

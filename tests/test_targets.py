@@ -58,7 +58,8 @@ def run(folder, command):
 
 EXPORT = [["nbdev_export"], ["nbdev_clean", "--fname", "nbs"], [*MAIN, "readme"]]
 DOCS = [[*MAIN, "docs", "--quick"]]  # without the examples, which take minutes
-LINT = [["ruff", "check", "-q"], ["codespell"]]
+FORMAT = ["ruff", "format", "--check", "-q", "nbs", "tests", "setup.py"]
+LINT = [["ruff", "check", "-q"], FORMAT, ["codespell"], ["mypy", "--no-error-summary"]]
 STEPS = {"export": EXPORT, "docs": DOCS, "lint after docs": LINT, "export after docs": EXPORT}
 
 

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 from imdb_sentiment.config import Config
 from imdb_sentiment.tokens import tiny_tokenizer
-from imdb_sentiment.model import make_model, save_model, update_model_config
+from imdb_sentiment.model import make_model, save_model, write_decisions
 
 ROOT = Path(__file__).parents[1]
 MAIN = [sys.executable, "-c", "from imdb_sentiment.cli import main; main()"]
@@ -91,7 +91,7 @@ def opinionated_model(folder, labels=("bad", "good"), max_length=32, **settings)
         optimizer.step()
         optimizer.zero_grad()
     save_model(model.eval(), tokenizer, folder)
-    update_model_config(folder, logit_temperature=TEMPERATURE)
+    write_decisions(folder, logit_temperature=TEMPERATURE)
     return folder
 
 
@@ -99,6 +99,7 @@ def probabilities_by_hand(folder, texts):
     "Probability of each label for each text (texts x labels), by PyTorch and plain BERT: one text at a time, in fp32."
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    decisions = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     weights = load_file(folder / "model.safetensors")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     bert = BertModel(BertConfig(**config["encoder"]), add_pooling_layer=False).eval()
@@ -118,7 +119,7 @@ def probabilities_by_hand(folder, texts):
         with torch.inference_mode():
             vectors = bert(torch.tensor([ids])).last_hidden_state[0]
             logits = weights["head.weight"] @ vectors.mean(0) + weights["head.bias"]
-            rows.append(torch.softmax(logits / config["logit_temperature"], 0))
+            rows.append(torch.softmax(logits / decisions["logit_temperature"], 0))
     return torch.stack(rows).numpy()
 
 
