@@ -160,7 +160,7 @@ def report_line(
     epilog="Several processes:  torchrun --nproc_per_node 8 $(which imdb-sentiment) train --preset best"
 )
 def train(preset: Preset = "demo", set_: Settings = None, run_dir: RunFolder = ""):
-    "Only train, or resume training: chapters 1 and 3 without notebooks, also under torchrun."
+    "Prepare the data and train, or resume training, without notebooks; also under torchrun."
     from imdb_sentiment.runs import project_root
     from imdb_sentiment.training import train_without_notebooks
 

@@ -262,7 +262,7 @@ def run_pipeline(
     "Bring all chapters of a run up to date; the names of those that ran."
     cfg, run = make_config(preset, **overrides), Path(run).resolve()
     notebooks = project_root() / "nbs"
-    if not (notebooks / "00_config.ipynb").exists():
+    if not (notebooks / f"{CHAPTER_LIST[0].name}.ipynb").exists():
         raise RunError(
             f"There are no notebooks in {notebooks}. "
             "Run this inside a clone of the project, whose nbs/ are the pipeline."
