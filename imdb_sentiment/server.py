@@ -399,8 +399,7 @@ def serving_message(
     "What is printed once the server accepts requests."
     message = (
         f"Serving {name} on http://{host}:{port}\n"
-        "There is a page to try it, and a description of the interface under /docs. "
-        "Ctrl-C stops the server."
+        "Open it for a page to try the model, and /docs for the interface. Ctrl-C stops the server."
     )
     if not key and host not in ("127.0.0.1", "localhost", "::1"):
         message += " Anyone who can reach this machine can use it: set a key."
