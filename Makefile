@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
-# Threads that wait for each other for long sleep meanwhile, so that other programs get the cores: see nbs/00a_runs.ipynb.
+# Threads that wait for each other for long sleep meanwhile, so that other programs get the cores: see nbs/00b_devices.ipynb.
 export GOMP_SPINCOUNT := 1000
 export KMP_BLOCKTIME := 1
 

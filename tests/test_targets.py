@@ -81,22 +81,13 @@ def test_changes_are_seen(checkout):
     (checkout / "made-up.txt").unlink()
 
 
-leaves = pytest.mark.xfail(
-    strict=False, reason="until docs no longer leave jupyter_execute/ in the tree"
-)
-
-
-@pytest.mark.parametrize(
-    "step", ["export", "docs", pytest.param("lint after docs", marks=leaves), "export after docs"]
-)
+@pytest.mark.parametrize("step", STEPS)
 def test_steps_pass(outcomes, step):
     failed, _ = outcomes[step]
     assert failed == []
 
 
-@pytest.mark.parametrize(
-    "step", ["export", pytest.param("docs", marks=leaves), "lint after docs", "export after docs"]
-)
+@pytest.mark.parametrize("step", STEPS)
 def test_steps_leave_the_checkout_as_it_was(outcomes, step):
     _, changed = outcomes[step]
     assert changed == []
