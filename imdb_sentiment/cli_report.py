@@ -214,7 +214,7 @@ def seeds(
             record = measure_seed(cfg, folder)
             for place in (run, target) if target.exists() else (run,):
                 write_json(place / "seeds" / f"{seed}.json", record)
-            print(f"Seed {seed}: {training_line(summary)}")
+            print(f"Seed {seed}. {training_line(summary)}")
 
 # %% ../nbs/13_cli_report.ipynb #82acd8fb
 @app.command(epilog=examples("evaluate --model runs/best/model --suite pairs.tsv"))

@@ -383,6 +383,7 @@ def lay_out_texts(
         for old, new in [
             ("# imdb_sentiment\n", "# Overview\n"),
             ("](nbs/index.ipynb", "](index.md"),
+            ("](nbs/site/", "]("),
             ("](nbs/", "](chapters/"),
         ]:
             text = text.replace(old, new)

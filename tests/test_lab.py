@@ -19,7 +19,7 @@ from imdb_sentiment.staleness import CHAPTER_LIST  # noqa: E402
 
 CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 ALL = [c.name for c in CHAPTER_LIST]
-CHAPTERS = ALL if os.environ.get("LAB_CHAPTERS") == "all" else ALL[:2]
+CHAPTERS = ALL if os.environ.get("LAB_CHAPTERS") == "all" else ALL[:3]
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 
 
@@ -128,7 +128,7 @@ def test_chapters_run_in_the_browser(page, lab, project):
     seconds = time.monotonic() - started
     print(f"{len(CHAPTERS)} chapters: {seconds:.0f} s, screenshots in {project}")
     assert seconds < 300
-    outputs = [o for c in found["01c_data"] for o in c["outputs"]]
+    outputs = [o for c in found["01e_exploration"] for o in c["outputs"]]
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 2
     # the page shows what the notebook holds
     assert page.locator(".jp-RenderedImage img, .jp-RenderedHTMLCommon table").count()

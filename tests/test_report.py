@@ -260,7 +260,7 @@ def test_further_seeds_join_the_report(demo):  # last but one, since it publishe
     for _ in range(2):  # the second time nothing is left to do
         done = command("seeds", "1", "--name", NAME, "--run-dir", run, cwd=ROOT, timeout=None)
         assert done.returncode == 0, done.stderr
-        assert "seed 1: validation accuracy" in done.stdout
+        assert "Seed 1. Validation accuracy" in done.stdout
     done = report(run)
     assert "03d_training: up to date" in done.stdout, done.stderr
     assert "05b_evaluation: done" in done.stdout, done.stderr

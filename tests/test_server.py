@@ -195,7 +195,7 @@ def test_demo_page_by_keyboard_alone(page):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_selector("#result:not([hidden])")
-    assert re.fullmatch(r"(neg|pos), \d+\.\d % sure", page.text_content("#answer"))
+    assert re.fullmatch(r"(neg|pos), \d+\.\d% sure", page.text_content("#answer"))
     assert page.text_content("#pieces") == long
     assert page.locator("#pieces s").count()  # what was not read
     assert page.locator("#pieces b").count() == 0  # its tags are text
