@@ -164,7 +164,8 @@ SECTIONS = {  # chapter to heading, in the order of the page
     "07_export": "Export",
     "00a_runs": "Settings",
 }
-TRUST_CHAPTER, TRUST_PAGE = "06d_trust", "when-to-trust-it.html"
+TRUST_CHAPTER = "06d_trust"
+TRUST_PAGE = "when-to-trust-it.html"
 
 # %% ../nbs/09a_report.ipynb #1ee344bb
 ELEMENTS = set(
