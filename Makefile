@@ -11,20 +11,25 @@ export TOKENIZERS_PARALLELISM := false
 export GOMP_SPINCOUNT := 1000
 export KMP_BLOCKTIME := 1
 
-.PHONY: help report lint test lab export docs docs-serve clean setup
+# A system package is installed as root only after a yes: to the question, or with APT=yes. Without a terminal nobody is asked.
+APT ?= ask
+yes = test "$(APT)" = yes || { test "$(APT)" = ask && test -t 0 && read -rp "Run this as root: $(1) [y/N] " reply && test "$$reply" = y; }
+apt = test $$(id -u) = 0 && { $(call yes,apt-get update && apt-get install -y $(1)); } && echo "Running as root: apt-get update && apt-get install -y $(1)" && apt-get update -q && apt-get install -yq $(1)
+
+.PHONY: help report lint test lab export docs docs-serve clean setup links
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
-setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves), and the git hooks
+setup: $(READY) ## Make the .venv with pinned versions (the other commands do it by themselves), and the git hooks; APT=yes: python3-venv too, as root
 	@test ! -e .git || ! command -v git >/dev/null || sh .githooks/install
 
 $(READY): constraints.txt settings.ini setup.py
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found. Install one, or say which: make setup PYTHON=/path/to/python3.12"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq python3-venv; } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call apt,python3-venv); } || { echo "Python's venv module is incomplete. Install it: sudo apt-get install python3-venv, or as root: make setup APT=yes"; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version): some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,pipeline,analysis,onnx,openvino,serve,scale]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs,pipeline,analysis,onnx,openvino,serve,excel,scale]'
 	@touch $@
 
 report: $(READY) ## Run the pipeline and publish reports/NAME; PRESET=paper or best, ARGS="--set data=... --set backbone=..."
@@ -40,7 +45,7 @@ lint: $(READY) ## The quick checks, seconds: ruff on library, notebooks and test
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
 test: lint ## Every check: lint, notebooks in sync and clean, their asserts, pytest, the demo report end to end
-	@command -v chromium >/dev/null || { test $$(id -u) = 0 && apt-get update -q && apt-get install -yq chromium; } >/dev/null 2>&1 || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium"
+	@command -v chromium >/dev/null || { $(call apt,chromium); } || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium, or as root: make test APT=yes"
 	nbdev_test --n_workers 2
 	python -m pytest -q -n 2 --dist loadfile tests
 
@@ -52,6 +57,10 @@ export: $(READY) ## Notebooks to library and README: run it after editing a note
 	nbdev_export
 	nbdev_clean --fname nbs
 	imdb-sentiment readme
+
+links: $(READY) ## Write the project's address into all files, after user or repo changed in settings.ini
+	@imdb-sentiment links
+	@$(MAKE) export
 
 docs: $(READY) ## Build the docs site in _site, offline; the first time it runs the examples, some minutes
 	@imdb-sentiment docs

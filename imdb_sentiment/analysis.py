@@ -13,9 +13,10 @@ import numpy as np, pandas as pd
 
 from .runs import require_extra, require_file
 from .devices import mixed_precision
-from .figures import PALETTE, class_colours
+from .figures import PALETTE, class_colours, legend_label
 from .rendering import sentences
-from .data import load_split, task_of, text_key
+from .splits import text_key
+from .data import load_split, task_of
 from .tokens import clean_text, collate
 from .metrics import share_with_interval
 from .baselines import lower_clean
@@ -363,7 +364,9 @@ def plot_representations(
         pca = PCA(2, random_state=0)
         points, labels = pca.fit_transform(vectors), np.asarray(labels)
         for k, colour in enumerate(class_colours(len(names))):
-            ax.scatter(*points[labels == k].T, s=6, alpha=0.5, color=colour, label=names[k])
+            ax.scatter(
+                *points[labels == k].T, s=6, alpha=0.5, color=colour, label=legend_label(names[k])
+            )
         first, second = (
             f"component {i + 1} ({v:.0%} of the variance)"
             for i, v in enumerate(pca.explained_variance_ratio_)

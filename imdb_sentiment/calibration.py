@@ -22,7 +22,7 @@ def negative_log_likelihood(
 
 # %% ../nbs/04_calibration.ipynb #de0cfc79
 def fit_temperature(
-    logits,  # Of validation (reviews x labels)
+    logits,  # Of the calibration reviews (reviews x labels)
     labels,  # Number of each review's label
 ) -> float:
     "The temperature between 1/20 and 20 with the smallest negative log-likelihood."
@@ -76,15 +76,16 @@ def highest_error_rate(
 
 # %% ../nbs/04_calibration.ipynb #9bd37c42
 def threshold_for(
-    confidence,  # Of each validation prediction
-    correct,  # Whether each validation prediction is correct
+    confidence,  # Of each calibration prediction
+    correct,  # Whether each calibration prediction is correct
     accuracy: float = 0.99,  # To be reached by the predictions that are made
     delta: float = 0.05,  # Probability with which the guarantee may fail
-    start: int = 20,  # Coverage to begin with, in percent
+    start: int = 20,  # Coverage to begin with, in percent, if that is enough predictions
 ) -> float | None:
     "The lowest confidence with a guaranteed accuracy; None if no coverage has it."
     curve = risk_coverage(confidence, correct)
-    threshold = None
+    fewest = np.ceil(np.log(delta) / np.log(accuracy))  # that pass a test if none is wrong
+    start, threshold = max(start, int(np.ceil(100 * fewest / len(curve)))), None
     for percent in range(start, 101):
         lowest = curve.confidence.iloc[max(len(curve) * percent // 100, 1) - 1]
         n = int((curve.confidence >= lowest).sum())

@@ -6,12 +6,21 @@
 __all__ = ['main']
 
 # %% ../nbs/13b_cli.ipynb #19a0d7a0
+import sys
+
+import typer
+
 from .devices import wait_passively
-from .cli_report import app
-from . import cli_model  # noqa: F401, its commands join the others
+from .cli_common import app, cli_errors
+from . import cli_report  # noqa: F401, its commands join the application
+from . import cli_model  # noqa: F401, as do these
 
 # %% ../nbs/13b_cli.ipynb #ac0c4759
 def main():
     "The entry point of the console command."
     wait_passively()
-    app()
+    try:
+        with cli_errors():  # for what goes wrong outside of the commands' own
+            app()
+    except typer.Exit as e:
+        sys.exit(e.exit_code)

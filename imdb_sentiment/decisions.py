@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DELTA', 'prediction_file', 'prediction_table', 'reviews_of', 'logits_by_reading', 'compare_readings',
-           'choose_reading', 'decide']
+           'choose_reading', 'calibration_reviews', 'write_predictions', 'decide']
 
 # %% ../nbs/04f_decisions.ipynb #f3efa394
 from pathlib import Path
@@ -25,7 +25,7 @@ from .prediction import Predictor
 
 # %% ../nbs/04f_decisions.ipynb #1e6ed27d
 def prediction_file(
-    part: str,  # `train`, `val`, `test`, or another slice of the split
+    part: str,  # `train`, `val`, `calibration`, `test`, or another slice of the split
 ) -> str:
     "The file name of the predictions for a part of the split."
     return "predictions.parquet" if part == "test" else f"predictions-{part}.parquet"
@@ -44,7 +44,7 @@ def prediction_table(
 # %% ../nbs/04f_decisions.ipynb #8c4aae78
 def reviews_of(
     run,  # Run folder with the split
-    part: str,  # `train`, `val`, `test`, or another slice
+    part: str,  # `train`, `val`, `calibration`, `test`, or another slice
 ) -> pd.DataFrame:
     "The reviews of one part of the split."
     reviews = load_split(run)
@@ -57,14 +57,14 @@ def logits_by_reading(
 ) -> tuple:
     "The logits for each way to read long texts, and which texts are long."
     predictor.long_texts = "truncate"
-    logits, shares = predictor.logits(texts, "validation, truncated")
+    logits, shares = predictor.logits(texts, "calibration, truncated")
     long = shares < 1
     ways = dict(truncate=logits)
     if long.any():
         predictor.long_texts = "windows"
         longer = [text for text, is_long in zip(texts, long) if is_long]
         ways["windows"] = logits.copy()
-        ways["windows"][long] = predictor.logits(longer, "validation, in windows")[0]
+        ways["windows"][long] = predictor.logits(longer, "calibration, in windows")[0]
     return ways, long
 
 # %% ../nbs/04f_decisions.ipynb #75de4bc6
@@ -100,37 +100,57 @@ def choose_reading(
         temperature = temperature * compared.temperature_missing[chosen]
     return compared, chosen, temperature
 
-# %% ../nbs/04f_decisions.ipynb #928f28b8
+# %% ../nbs/04f_decisions.ipynb #6a536afe
 DELTA = 0.05  # probability with which the guarantee of the threshold may fail
 
 
+def calibration_reviews(
+    run,  # Run folder with the split and `training.json`
+) -> tuple:
+    "The reviews that decide, the name of their split, and how probably each bound may fail."
+    if len(reviews := reviews_of(run, "calibration")):
+        return reviews, "calibration", DELTA
+    epochs = len(read_json(require_file(run, "training.json", "03d_training"))["epochs"])
+    return reviews_of(run, "val"), "val", DELTA / epochs
+
+# %% ../nbs/04f_decisions.ipynb #eb4dfb41
+def write_predictions(
+    predictor: Predictor,  # With the decisions
+    run,  # Run folder
+):
+    "Keep the predictions for the splits on which something was chosen."
+    for part in ("val", "calibration"):
+        table = prediction_table(predictor, reviews_of(run, part), f"predicting {part}")
+        with atomic_path(Path(run) / prediction_file(part)) as tmp:
+            table.to_parquet(tmp, index=False)
+
+# %% ../nbs/04f_decisions.ipynb #928f28b8
 def decide(
     cfg: Config,
-    run,  # Run folder with a trained model; decisions and validation predictions are written there
+    run,  # Run folder with a trained model; decisions and predictions are written there
 ) -> dict:
     "Make the three decisions; returns them with what was compared, for the report."
     run = Path(run)
     model = require_file(run, "model", "03d_training")
     (model / DECISIONS).unlink(missing_ok=True)
-    predictor, reviews = Predictor.load(model, cfg.device, cfg.precision), reviews_of(run, "val")
+    predictor = Predictor.load(model, cfg.device, cfg.precision)
+    reviews, part, delta = calibration_reviews(run)
     labels = reviews.label.to_numpy()
     ways, long = logits_by_reading(predictor, reviews.text.tolist())
     compared, chosen, temperature = choose_reading(ways, long, labels)
-    epochs = len(read_json(require_file(run, "training.json", "03d_training"))["epochs"])
     probabilities = predictor.task.probabilities(ways[chosen], temperature)
-    threshold = threshold_for(*confidence_of(probabilities, labels), delta=DELTA / epochs)
+    threshold = threshold_for(*confidence_of(probabilities, labels), delta=delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold, long_texts=chosen)
     write_decisions(model, **decisions)
-    columns = predictor.task.columns(ways[chosen], temperature)
-    with atomic_path(run / prediction_file("val")) as tmp:
-        reviews[["id", "label", "rating"]].assign(**columns).to_parquet(tmp, index=False)
+    write_predictions(Predictor.load(model, cfg.device, cfg.precision), run)
     return dict(
         compared=compared,
         chosen=chosen,
         share_long=float(long.mean()),
         read_length=predictor.read_length,
+        part=part,
         reviews=len(reviews),
         temperature=temperature,
         threshold=threshold,
-        delta_each_epoch=DELTA / epochs,
+        delta_each_epoch=delta,
     )

@@ -21,7 +21,7 @@ from imdb_sentiment.config import (
     plain_settings,
 )
 from .runs import RunError, atomic_path, read_json, require_file, write_json
-from .figures import PALETTE, class_colours
+from .figures import PALETTE, class_colours, legend_label
 from .tasks import Task
 from .data import task_of
 from .prediction import Predictor
@@ -83,7 +83,7 @@ def measure_seed(
     cfg: Config,
     run,  # Run folder with a trained model
 ) -> dict:
-    "Make the decisions on validation, predict the test reviews, and return the record of the run."
+    "Make the decisions, predict the test reviews, and return the record of the run."
     file, weights = Path(run) / prediction_file("test"), Path(run) / "model" / "model.safetensors"
     if not file.exists() or file.stat().st_mtime < weights.stat().st_mtime:
         decide(cfg, run)
@@ -238,7 +238,7 @@ def class_table(
     s = scores(table, names)
     rows = {}
     for i, name in enumerate(names):
-        row = {measure: s[f"{measure}_{name}"] for measure in ("precision", "recall", "f1")}
+        row = {measure: float(s[f"{measure}_{name}"]) for measure in ("precision", "recall", "f1")}
         rows[name] = row | dict(support=int(np.sum(table[i])))
     return pd.DataFrame(rows).T
 
@@ -268,7 +268,7 @@ def _draw_roc_pr(roc, pr, is_label, probability, name, colour):
     "Add the two curves of one label to the axes `roc` and `pr`; an empty name is not in the legends."
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-    start = f"{name}, " if name else ""
+    start = f"{legend_label(name)}, " if name else ""
     fpr, tpr, _ = roc_curve(is_label, probability)
     roc.plot(fpr, tpr, color=colour, label=f"{start}area {auc(fpr, tpr):.4f}")
     precision, recall, _ = precision_recall_curve(is_label, probability)

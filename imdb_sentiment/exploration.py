@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np, pandas as pd
 
-from .figures import PALETTE, class_colours
+from .figures import PALETTE, class_colours, legend_label
 from .tokens import clean_text
 
 # %% ../nbs/01e_exploration.ipynb #3f695f26
@@ -87,7 +87,7 @@ def plot_lengths(
     outline = dict(bins=60, element="step", fill=False, stat="percent")
     for label, d in reviews.groupby("label"):
         n, colour = d.tokens.clip(upper=top), class_colours(len(names))[label]
-        sns.histplot(n, ax=a, color=colour, label=names[label], **outline)
+        sns.histplot(n, ax=a, color=colour, label=legend_label(names[label]), **outline)
     ordered = np.sort(reviews.tokens)
     b.plot(ordered, np.linspace(0, 100, len(ordered)), color=PALETTE["other"])
     for ax in (a, b):
@@ -109,7 +109,12 @@ def plot_stars(
     fig, ax = plt.subplots(figsize=(8, 3))
     for label, d in reviews.dropna(subset=["rating"]).groupby("label"):
         counts = d.rating.astype(int).value_counts()
-        ax.bar(counts.index, counts, color=class_colours(len(names))[label], label=names[label])
+        ax.bar(
+            counts.index,
+            counts,
+            color=class_colours(len(names))[label],
+            label=legend_label(names[label]),
+        )
     ax.set(title="Stars", xlabel="stars given", ylabel="reviews", xticks=range(1, 11))
     ax.legend()
     return fig

@@ -11,7 +11,8 @@ import hashlib, inspect, json, os, re, shlex, shutil, subprocess, sys, tarfile, 
 from importlib.resources import files
 from pathlib import Path
 
-from .config import SettingError, make_config, report_name
+from .config import SettingError, make_config
+from .runs import report_name
 from .runs import RunError, atomic_path, project_root, recover, write_json
 from imdb_sentiment.kit_wheels import (
     fetch_wheels,

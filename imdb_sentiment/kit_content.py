@@ -13,8 +13,9 @@ from pathlib import Path
 
 from .config import SettingError
 from .runs import RunError
-from .tables import READERS
-from .data import load_reviews, text_hash
+from .hub import model_folder
+from .tables import is_table, table_files
+from .data import is_archive, load_reviews, text_hash
 
 # %% ../nbs/11a_kit_content.ipynb #343a4b04
 RUN_SOURCES = (
@@ -54,9 +55,10 @@ def pack_sources(
 ZSTD_LEVEL = 19  # the highest that needs no extra memory to read; one or two minutes for IMDb
 
 
-def _parquet_files(source, reviews):
+def _parquet_files(source, reviews, cfg):
     "Path of the data in the kit, and path to rows of each file."
-    if source.is_file() and source.suffix.lower() in READERS:
+    own = source.exists() and not is_archive(source)
+    if own and (source.is_file() and is_table(source, cfg) or "row" in table_files(source, cfg)):
         place = f"data/{source.stem}.parquet"
         return place, {place: reviews}
     place = "data/" + re.sub(r"(\.tar)?(\.gz)?$|\.tgz$", "", source.name)
@@ -77,6 +79,8 @@ def _write_reviews(rows, names, cfg, path):
         cfg.text_column: rows.text.tolist(),
         cfg.label_column: [names[i] for i in rows.label],
     }
+    if cfg.group_column:
+        columns[cfg.group_column] = rows.group.tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(
         pa.table(columns),
@@ -98,12 +102,12 @@ def pack_data(
     if cfg.data == "embedded":
         return ""
     cfg = replace(cfg, limit=0)
-    reviews, names = load_reviews(cfg)
-    place, tables = _parquet_files(Path(cfg.data).expanduser(), reviews)
+    reviews, names, _ = load_reviews(cfg)
+    place, tables = _parquet_files(Path(cfg.data).expanduser(), reviews, cfg)
     try:
         for file, rows in tables.items():
             _write_reviews(rows, names, cfg, Path(out) / file)
-        again, names_again = load_reviews(replace(cfg, data=str(Path(out) / place)))
+        again, names_again, _ = load_reviews(replace(cfg, data=str(Path(out) / place)))
         same = names == names_again and text_hash(reviews) == text_hash(again)
         same = (
             same
@@ -160,19 +164,6 @@ def _weight_files(source):
     names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return sorted([index, *(source / name for name in names)])
 
-
-def _from_hub(name):
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(ENCODER_FILES)))
-    except Exception as e:  # no network, unknown name: the library raises many types
-        raise RunError(
-            f"backbone={name!r} could not be loaded from the Hugging Face Hub "
-            f"({type(e).__name__}: {str(e)[:200]}). "
-            "Without a network, give a folder with config.json and model.safetensors."
-        ) from e
-
 # %% ../nbs/11a_kit_content.ipynb #be9d1717
 def pack_encoder(
     backbone: str,  # Setting of the report: a folder, a name on the Hub or `tiny`
@@ -184,7 +175,7 @@ def pack_encoder(
     source = Path(backbone).expanduser().resolve()
     place = f"backbone/{source.name}"  # for a name on the Hub its last part
     if not source.is_dir():
-        source = _from_hub(backbone)
+        source = model_folder(backbone, f"backbone={backbone!r}")
     weights = _weight_files(source)
     for needed in (source / "config.json", *weights):
         if not needed.is_file():

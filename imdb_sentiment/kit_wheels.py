@@ -345,9 +345,7 @@ def _give_way(explanation, pins, kept, log):
     to_replace = sorted({name for _, name in conflicts if name not in NEVER_REPLACED})
     if not to_drop and not to_replace:
         lines = " | ".join(explanation.splitlines()[:8])
-        raise RunError(
-            f"No set of versions fits the packages on the target machine: {lines}"
-        ) from None
+        raise RunError(f"No set of versions fits the packages on the target machine: {lines}")
     for pin in to_drop:
         pins.remove(pin)
         log(f"{pin} does not accept a version on the target machine: the pin is dropped")

@@ -131,7 +131,7 @@ class LogLines:
         self.lined = time.monotonic()
         self.begun, self.last = (what, done, self.lined), done
 
-    def show(self, what, done, total, shown):
+    def show(self, what, done, total, shown, unit="reviews"):
         "Write a line, if it is time for one."
         now = time.monotonic()
         if self.begun[0] != what or done < self.last:
@@ -141,7 +141,7 @@ class LogLines:
             return
         self.lined = now
         rate = (done - self.begun[1]) / max(now - self.begun[2], 1e-9)
-        print(progress_line(what, done, total, rate, shown), file=sys.stderr, flush=True)
+        print(progress_line(what, done, total, rate, shown, unit), file=sys.stderr, flush=True)
 
 # %% ../nbs/00c_progress.ipynb #0571bbea
 def is_watched() -> bool:
@@ -169,16 +169,17 @@ class Progress:
         total: int,  # Reviews in all
         what: str,  # What is being done, in a word or two
         done: int = 0,  # Reviews that an earlier session did
+        unit: str = "reviews",  # What is counted, if not reviews
     ):
         self.file = os.environ.get("IMDB_SENTIMENT_PROGRESS")
         self.total, self.what, self.done, self.shown = total, what, done, {}
-        self.written = 0.0
+        self.written, self.unit = 0.0, unit
         # of several processes, only the first reports
         self.silent = bool(self.file) or int(os.environ.get("RANK", 0)) > 0
         self.lines = None if self.silent or is_watched() else LogLines(what, done)
         hidden = self.silent or bool(self.lines)
         self.bar = tqdm(
-            total=total, initial=done, desc=what, unit=" reviews", disable=hidden, leave=False
+            total=total, initial=done, desc=what, unit=f" {unit}", disable=hidden, leave=False
         )
 
     def step(
@@ -196,12 +197,12 @@ class Progress:
         if self.file and (now - self.written > 1 or self.done >= self.total):
             self.write(now)
         if self.lines:
-            self.lines.show(self.what, self.done, self.total, self.shown)
+            self.lines.show(self.what, self.done, self.total, self.shown, self.unit)
 
     def write(self, now):
         "Write the progress to the pipeline's file."
         news = dict(what=self.what, done=self.done, total=self.total, shown=self.shown)
-        write_json(self.file, news)
+        write_json(self.file, dict(news, unit=self.unit))
         self.written = now
 
     def __enter__(self):
@@ -215,6 +216,13 @@ class Progress:
 def orderly_exit():
     "While the block runs, SIGTERM interrupts it as Ctrl-C does, so that it can save its work."
 
+    def send_again(lost):
+        numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+        if number := numbers.get(lost.exc_type):
+            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        else:
+            earlier(lost)
+
     def leave(number, frame):
         print(
             "Stopping. Work in progress is saved first; run the same command again to resume.",
@@ -224,12 +232,15 @@ def orderly_exit():
 
     # Python handles signals in the main thread only
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, leave) if in_main else None
+    before, earlier = signal.signal(signal.SIGTERM, leave) if in_main else None, sys.unraisablehook
+    if in_main:
+        sys.unraisablehook = send_again
     try:
         yield
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)
+            sys.unraisablehook = earlier
 
 # %% ../nbs/00c_progress.ipynb #b08354a2
 @contextmanager

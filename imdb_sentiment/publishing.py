@@ -16,7 +16,7 @@ from .runs import atomic_path, locked, project_root, read_json, recover
 from .devices import hardware
 from .progress import orderly_exit
 from .staleness import Chapter, chapter_records
-from .pipeline import require_pipeline, run_chapter
+from .pipeline import check_data, require_pipeline, run_chapter
 
 # %% ../nbs/09_publishing.ipynb #f0026a46
 def shown_settings(
@@ -207,6 +207,7 @@ def run_bench(
     root = project_root()
     run = root / "runs" / (f"bench-{what}-gpu" if device == "cuda" else f"bench-{what}")
     run.mkdir(parents=True, exist_ok=True)
+    check_data(cfg)
     with locked(run), orderly_exit():
         record = run_chapter(BENCHES[what], dict(parameters, run=str(run)), run, root / "nbs")
     publish_bench(what, cfg, run, root / "reports" / run.name)

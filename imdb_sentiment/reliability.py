@@ -174,7 +174,7 @@ def plot_risk_coverage(
     ax.axhline(100 * (1 - accuracy), ls=":", color=red, label=f"{1 - accuracy:.0%} errors")
     if chosen["reviews"]:
         x, y = 100 * chosen["coverage"], 100 * (1 - chosen["accuracy"])
-        ax.plot(x, y, "o", ms=9, color=red, label="threshold chosen on validation")
+        ax.plot(x, y, "o", ms=9, color=red, label=f"threshold for {accuracy:.0%}")
     ax.set(title="Fewer predictions, fewer errors", ylim=(0, None))
     ax.set(xlabel="reviews predicted (%)", ylabel="errors among the predictions (%)")
     ax.legend(fontsize=9)

@@ -20,6 +20,7 @@ from .runs import RunError, atomic_path, project_root, read_json, recover, write
 from .rendering import render, sentences
 from .staleness import CHAPTER_LIST
 from .pipeline import require_pipeline
+from .private_texts import chapters_without_texts, private_texts, without_texts
 from .publishing import collect_metrics, local_paths, publishable, report_conditions
 
 # %% ../nbs/09a_report.ipynb #6352ffc4
@@ -424,6 +425,8 @@ def publish(
     run, target, notebooks = Path(run), Path(reports) / name, project_root() / "nbs"
     metrics, secrets = collect_metrics(name, preset, cfg, run), local_paths(cfg, run)
     holds, chapters = report_conditions(metrics), {}
+    private = private_texts(run) if cfg.keep_texts == "no" else []
+    metrics = without_texts(metrics, private)
     recover(target)
     with atomic_path(target) as tmp:
         (tmp / "chapters").mkdir(parents=True)
@@ -431,7 +434,9 @@ def publish(
             executed = nbformat.read(run / "chapters" / f"{c.name}.ipynb", 4)
             current = nbformat.read(notebooks / f"{c.name}.ipynb", 4)
             chapters[c.name] = publishable(executed, current, secrets, holds)
-            nbformat.write(chapters[c.name], tmp / "chapters" / f"{c.name}.ipynb")
+        chapters_without_texts(chapters, private)
+        for chapter, executed in chapters.items():
+            nbformat.write(executed, tmp / "chapters" / f"{chapter}.ipynb")
         for f in sorted(run.glob("predictions*.parquet")):
             shutil.copy(f, tmp / f.name)
         for f in sorted(run.glob("seeds/*.json")):

@@ -66,7 +66,7 @@ def units_of(
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{path} is not a parquet file: {e}") from e
         except InputError as e:
-            raise InputError(f"{path}: {e}") from None
+            raise InputError(f"{path}: {e}") from e
         for first in range(0, len(lengths), UNIT):
             last = min(first + UNIT, len(lengths))
             rows = sum(lengths[first:last])
@@ -128,7 +128,7 @@ class Scorer:
                         done = classify_chunk(self.predictor, rows, self.text_column, "row")
                         write_part(part, *done, "parquet", schema)
             except InputError as e:
-                raise InputError(f"{unit['file']}: {e}") from None
+                raise InputError(f"{unit['file']}: {e}") from e
         return unit["rows"]
 
     def __call__(self, batch):

@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from .config import Config
 from .runs import RunError, atomic_path, project_root, read_json, remove
+from .rendering import protect_pages
 from .fingerprints import code_behind, parse_cell
 from .pipeline import local_kernel
 from .publishing import cell_conditions, local_paths, publishable, report_conditions
@@ -194,7 +195,8 @@ def defined_in(
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found.append(node.name)
         if isinstance(node, ast.Assign):
-            found += [t.id for t in node.targets if isinstance(t, ast.Name)]
+            names = (part for target in node.targets for part in getattr(target, "elts", [target]))
+            found += [name.id for name in names if isinstance(name, ast.Name)]
     return found
 
 # %% ../nbs/10a_site.ipynb #a0acecab
@@ -436,6 +438,7 @@ def build_site(
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"Sphinx reported warnings, which count as errors:\n{done.stderr[-6000:]}")
+    protect_pages(work / "html", work / "html" / "genindex.html")
     with atomic_path(out) as tmp:
         shutil.copytree(work / "html", tmp)
     return out

@@ -31,7 +31,7 @@ SPLIT = ("split.parquet", "labels.json")
 
 CHAPTER_LIST = (
     Chapter("00a_runs", "all"),  # it shows the settings
-    Chapter("01c_data", "data", writes=SPLIT),
+    Chapter("01c_data", "data", writes=(*SPLIT, "split.json", "quarantine.jsonl")),
     Chapter("01e_exploration", "data", SPLIT, ("lengths.parquet", "data.json")),
     Chapter("02_model", "model", SPLIT, ("model_facts.json",)),
     Chapter("03d_training", "training", SPLIT, ("training.json", "log.jsonl", *MODEL)),
@@ -39,12 +39,24 @@ CHAPTER_LIST = (
         "04f_decisions",
         "training",
         (*SPLIT, "training.json", *MODEL),
-        ("model/prediction.json", "predictions-val.parquet", "inference.json"),
+        (
+            "model/prediction.json",
+            "predictions-val.parquet",
+            "predictions-calibration.parquet",
+            "inference.json",
+        ),
     ),
     Chapter(
         "05b_evaluation",
         "evaluation",
-        (*SPLIT, *MODEL, "model/prediction.json", "predictions-val.parquet", "seeds/*.json"),
+        (
+            *SPLIT,
+            *MODEL,
+            "model/prediction.json",
+            "predictions-val.parquet",
+            "predictions-calibration.parquet",
+            "seeds/*.json",
+        ),
         ("evaluation.json", "predictions.parquet", "baselines.parquet"),
     ),
     Chapter(
@@ -95,7 +107,15 @@ CHAPTER_LIST = (
     Chapter(
         "07_export",
         "analysis",
-        (*SPLIT, *MODEL, "model/prediction.json"),
+        (
+            *SPLIT,
+            *MODEL,
+            "model/prediction.json",
+            "training.json",
+            "inference.json",
+            "predictions-val.parquet",
+            "predictions-calibration.parquet",
+        ),
         ("deployment.json", "deployment/huggingface/model.safetensors"),
     ),
 )

@@ -19,6 +19,7 @@ from .config import Config
 from imdb_sentiment.runs import (
     RunError,
     atomic_path,
+    forget_settings,
     open_run,
     read_json,
     recover,
@@ -33,10 +34,16 @@ from imdb_sentiment.devices import (
     pick_device,
     repeatable,
 )
-from .progress import Pace, show_note, stop_signals
+from .progress import Pace, orderly_exit, show_note, stop_signals
 from .figures import PALETTE
-from .data import prepare_split
-from .model import save_model
+from imdb_sentiment.data import (
+    SPLIT_FILES,
+    load_reviews,
+    reading_notes,
+    split_is_current,
+    write_split,
+)
+from .model import read_encoder_config, save_model
 from .checkpoints import trim_log
 from .loop import TrainingJob, predict_logits, train_epoch
 from .cost import describe_cost, estimate_cost
@@ -126,11 +133,11 @@ def training_lock(
     lock = FileLock(Path(run) / ".training.lock", timeout=0)
     try:
         lock.acquire()
-    except Timeout:
+    except Timeout as e:
         raise RunError(
             f"Another training is running in {run}. Wait for it to finish, "
             "or choose another run folder."
-        ) from None
+        ) from e
     try:
         recover(Path(run) / "model")
         for incomplete in (Path(run) / "checkpoints").glob(".step-*"):
@@ -215,8 +222,8 @@ def train(
     "Train, or resume training, until the epochs are done or accuracy stops rising; the summary."
     run = Path(run)
     exact = repeatable(cfg.determinism, pick_device(cfg.device))
-    with training_lock(run), stop_signals() as stop_asked, exact, limit_primitive_cache():
-        job = TrainingJob(cfg, run, stop_asked)
+    with training_lock(run), exact, limit_primitive_cache():
+        job = TrainingJob(cfg, run)  # may download; a signal ends it at once
         main, state = job.accelerator.is_main_process, job.state
         if state.best_epoch and not (run / "model").exists():
             raise RunError(
@@ -233,11 +240,12 @@ def train(
             job.pace = Pace(cost["step_seconds"])
             if main:
                 announce(job, cost)
-        while not state.finished:
-            train_epoch(job)
-            record = finish_epoch(job)
-            if main:
-                show_note(epoch_line(record, cfg.epochs, len(job.data.rows)))
+        with stop_signals() as job.stop_asked:
+            while not state.finished:
+                train_epoch(job)
+                record = finish_epoch(job)
+                if main:
+                    show_note(epoch_line(record, cfg.epochs, len(job.data.rows)))
         if main and not (run / "training.json").exists():
             write_json(run / "training.json", training_summary(job))
         job.accelerator.wait_for_everyone()
@@ -249,11 +257,29 @@ def train_without_notebooks(
     run,  # Run folder, made if absent
 ) -> dict:
     "Split the reviews and train without notebooks; the summary of the training."
-    with PartialState(cpu=pick_device(cfg.device) == "cpu").main_process_first():
-        open_run(cfg, run)
-        if not all((Path(run) / f).exists() for f in ("split.parquet", "labels.json")):
-            prepare_split(cfg, run)
-    return train(cfg, run)
+    run = Path(run)
+    new = not (run / "config.json").exists()
+    first = PartialState(cpu=pick_device(cfg.device) == "cpu").main_process_first
+    try:
+        with orderly_exit():
+            with first():
+                if cfg.backbone != "tiny":
+                    read_encoder_config(cfg.backbone)  # a misspelt name is refused at once
+                current = split_is_current(cfg, run)
+                loaded = None if current else load_reviews(cfg)  # before anything is written
+                for note in reading_notes(loaded[2]) if loaded else ():
+                    show_note(note)
+                open_run(cfg, run)
+                if not current:
+                    write_split(cfg, run, *loaded)
+            return train(cfg, run)
+    except BaseException:
+        trained = any((run / "checkpoints").glob("step-*"))
+        if new and not trained and not int(os.environ.get("RANK", 0)):
+            for name in (*SPLIT_FILES, "checkpoints", ".training.lock"):
+                remove(run / name)
+            forget_settings(run)  # they would refuse the corrected command
+        raise
 
 # %% ../nbs/03d_training.ipynb #f34deed2
 def plot_curves(

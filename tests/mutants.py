@@ -125,9 +125,15 @@ MUTANTS = [
     ),
     Mutant(
         "numbers: the temperature is fitted on test",
-        'cfg.precision), reviews_of(run, "val")',
-        'cfg.precision), reviews_of(run, "test")',
-        "asserts",
+        'reviews := reviews_of(run, "calibration")',
+        'reviews := reviews_of(run, "test")',
+        "nbs/04f_decisions.ipynb",
+    ),
+    Mutant(
+        "numbers: calibration is part of validation",
+        'cfg.seed, "calibration", names)',
+        'cfg.seed, "val", names)',
+        "nbs/01b_splits.ipynb",
     ),
     Mutant(
         "predictions: without temperature",
@@ -178,10 +184,40 @@ MUTANTS = [
         "tests/test_foreign_text.py::test_output_of_a_chapter",
     ),
     Mutant(
+        "foreign text: a page that mentions policies has none",
+        "'<meta http-equiv=\"Content-Security-Policy\"' in head",
+        "'Content-Security-Policy' in page",
+        "asserts",
+    ),
+    Mutant(
+        "foreign text: names of headings in a table",
+        "html.escape(str(name))",
+        "str(name)",
+        "asserts",
+    ),
+    Mutant(
+        "foreign text: a dollar in a figure",
+        '"text.parse_math": False',
+        '"text.parse_math": True',
+        "tests/test_foreign_text.py::test_labels_in_a_figure",
+    ),
+    Mutant(
+        "foreign text: a column with the name of a formula",
+        "[spreadsheet_safe(name) for name in names]",
+        "names",
+        "tests/test_foreign_text.py::test_a_spreadsheet",
+    ),
+    Mutant(
         "server: any key will do",
         "if not secrets.compare_digest(",
         "if not given and not secrets.compare_digest(",
         "tests/test_server.py::test_key_from_the_environment",
+    ),
+    Mutant(
+        "server: work goes on past its deadline",
+        "raise Stopped\n        return",
+        "pass\n        return",
+        "tests/test_server.py::test_work_stops_at_its_deadline",
     ),
     Mutant(
         "server: any number of texts",

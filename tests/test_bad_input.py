@@ -97,12 +97,3 @@ def test_command_line_mistakes_are_one_sentence(args, said, tmp_path):
     failed_politely(done, said)
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_failing_chapter_is_kept_and_told(tmp_path):
-    run = ["--run-dir", tmp_path / "run", "--name", "never-published"]
-    done = command("report", *run, "--set", "data=/no/such/folder", cwd=ROOT)
-    failed_politely(done, "no such file or folder")
-    kept = (tmp_path / "run" / "failed" / "01c_data.ipynb").read_text(encoding="utf-8")
-    assert '"output_type": "error"' in kept
-    assert not (ROOT / "reports" / "never-published").exists()

@@ -7,9 +7,12 @@ import pytest
 from scipy.stats import norm
 
 from imdb_sentiment.config import Config
+from imdb_sentiment.runs import open_run
+from imdb_sentiment.data import prepare_split, with_labels
 from imdb_sentiment.baselines import baseline_predictions
 from imdb_sentiment.metrics import bootstrap_intervals, compare_pairs
 from imdb_sentiment.checkpoints import run_identity
+from imdb_sentiment.loop import read_data
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
@@ -79,6 +82,28 @@ def test_baselines_learn_from_the_training_part():
     turned = split.assign(label=split.label.where(split.part != "train", 1 - split.label))
     found, again = (baseline_predictions(s)[0] for s in (split, turned))
     assert (found.nbsvm != again.nbsvm).mean() > 0.5
+
+
+def test_baselines_know_nothing_of_the_calibration_part():
+    split = reviews(160)
+    split.loc[(split.part == "train") & (split.index % 3 == 0), "part"] = "calibration"
+    held = split.part == "calibration"
+    assert held.sum() > 20
+    turned = split.assign(label=split.label.where(~held, 1 - split.label))
+    found, again = (baseline_predictions(s)[0] for s in (split, turned))
+    pd.testing.assert_frame_equal(found, again)
+
+
+def test_training_does_not_see_the_calibration_part(tmp_path):
+    "Neither its steps nor the choice of the epoch; and what is held out for it is not lost to both."
+    cfg = Config(limit=200, max_length=32)
+    split = prepare_split(cfg, open_run(cfg, tmp_path / "run"))
+    counts = split.part.value_counts()
+    data = read_data(with_labels(cfg, tmp_path / "run"), tmp_path / "run")
+    seen = {part: len(data.tokens[part]) for part in ("train", "val")}
+    assert seen == {part: counts[part] for part in seen}
+    assert counts["calibration"] > 10
+    assert set(data.tokens) == {"train", "val", "train sample"}
 
 
 CHANGES = {  # of a split or the settings: each makes another run of it

@@ -90,7 +90,7 @@ def test_code_of_a_backbone_is_not_run(hostile, tmp_path, kind):
     done = command("train", "--run-dir", tmp_path / "run", *settings, input="y\n1\n")
     assert not mark.exists(), done.stdout + done.stderr
     assert "[y/N]" not in done.stdout + done.stderr
-    assert done.returncode == 1
+    assert done.returncode == (0 if kind == "known" else 1)  # a known one is built without its code
 
 
 def loads_foreign_things(call):

@@ -11,6 +11,7 @@ from shutil import which
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from tools import refuses_intruders
 
 pytest.importorskip("furo")
 from imdb_sentiment.reference import chapter_of, entry_points, library, public_names  # noqa: E402
@@ -252,6 +253,41 @@ def test_search_finds_a_class(address, browser):
     assert found.count() > 0
     found.first.click()
     assert f"reference/{public_names()['TransformerClassifier']}.html" in page.url
+    page.close()
+
+
+def test_every_page_has_a_policy(site):
+    "Also a page whose text is about policies."
+    meta = '<meta http-equiv="Content-Security-Policy" content="default-src'
+    without = []
+    for path in site.rglob("*.html"):
+        head = path.read_text(encoding="utf-8").partition("</head>")[0]
+        if head.count(meta) != 1:
+            without.append(path.relative_to(site).as_posix())
+    assert without == []
+
+
+@browser_needed
+def test_no_script_of_others_runs(site, address, pages, browser):
+    "Not on a page of the site, not on one of a report, and not if they are opened from disk."
+    report = next(name for name in pages if name.endswith("/report.html"))
+    page = browser.new_page()
+    for name in ("index.html", f"chapters/{CHAPTERS['explanations']}.html", report):
+        for begin in (address, site.resolve().as_uri()):
+            page.goto(f"{begin}/{name}")
+            refuses_intruders(page)
+    page.close()
+
+
+@browser_needed
+def test_it_can_be_read_from_disk(site, browser):
+    page = browser.new_page()
+    reported = []
+    page.on("console", lambda m: reported.append(m.text) if m.type == "error" else None)
+    page.goto(f"{site.resolve().as_uri()}/index.html")
+    assert page.evaluate("document.body.dataset.theme")  # the theme's scripts have run
+    assert page.evaluate("document.styleSheets.length") > 3
+    assert reported == []
     page.close()
 
 

@@ -152,3 +152,23 @@ class Server:
     def __exit__(self, *error):
         if self.process.poll() is None:
             self.stop(signal.SIGKILL)
+
+
+INTRUDE = """async () => {
+    const refused = [];
+    document.addEventListener("securitypolicyviolation", e => refused.push(e.effectiveDirective));
+    document.body.insertAdjacentHTML("beforeend", "<img src=https://a.example/x onerror='window.ran = 1'>");
+    const script = document.createElement("script");
+    script.textContent = "window.ran = 2";
+    document.body.append(script);
+    await fetch("https://a.example").catch(() => {});
+    await new Promise(done => setTimeout(done, 200));
+    return [refused, window.ran];
+}"""
+
+
+def refuses_intruders(page):
+    "Assert that a page in a browser runs no script of others, and asks no other host."
+    refused, ran = page.evaluate(INTRUDE)
+    assert set(refused) == {"img-src", "script-src-elem", "script-src-attr", "connect-src"}
+    assert ran is None

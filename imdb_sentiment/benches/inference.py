@@ -20,7 +20,7 @@ from ..data import load_split
 from ..model import load_model
 from ..prediction import Predictor
 from ..files import predict_file
-from imdb_sentiment.export import (
+from imdb_sentiment.forms import (
     FORMS,
     export_model,
     export_onnx,
@@ -329,7 +329,7 @@ def gpu_share(
 ) -> dict:
     "Reviews per second on the GPU, operations per second, and their share of a matrix product's."
     limit = matrix_rate("cuda", "bf16")
-    predictor = Predictor.load(model, "cuda", long_texts="truncate")
+    predictor = Predictor.load(model, "cuda", "bf16", long_texts="truncate")
     lengths = [len(w) for windows, _ in predictor.encode(texts) for w in windows]
     loaded, _ = load_model(model)
     weights, encoder = layer_weights(loaded.encoder), loaded.config.encoder_config()

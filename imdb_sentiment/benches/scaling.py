@@ -61,9 +61,8 @@ def growth_settings(
     run,  # Folder for the encoders
 ) -> dict:
     "Settings of every point: for `reviews`, `tokens` and `size` a dict from the name of the point."
-    epoch_of = lambda n: dict(
-        settings, limit=n * 5 // 4
-    )  # a fifth of the reviews is for validation
+    shares = dict(val_share=0.2, calibration_share=0)
+    epoch_of = lambda n: dict(settings, limit=n * 5 // 4, **shares)
     if settings["backbone"] == "tiny":
         sizes = {"size-a": settings, "size-b": dict(settings, max_length=128)}
     else:
