@@ -55,8 +55,26 @@ MUTANTS = [
     Mutant("files: rows of another job are taken", "if before != job:", "if False:", "asserts"),
     Mutant(
         "data: copies cross the split",
-        "train.text.map(text_key)",
-        "train.id.astype(str)",
+        "keys = df.text.map(text_key)",
+        "keys = df.index.to_series().astype(str)",
+        "asserts",
+    ),
+    Mutant(
+        "data: unusable rows vanish",
+        "table.reject(row.number, str(e), row.values or row.raw)",
+        "continue",
+        "asserts",
+    ),
+    Mutant(
+        "data: a bad row takes others with it",
+        "ahead.extendleft(reversed(record[1:]))",
+        "pass",
+        "asserts",
+    ),
+    Mutant(
+        "private texts: pieces of long texts are published",
+        "found |= windows.get(letters[i : i + WIDTH], set())",
+        "pass",
         "asserts",
     ),
     Mutant(
