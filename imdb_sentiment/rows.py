@@ -114,7 +114,7 @@ def cell_text(
         value = value.date()
     return str(value)
 
-
+# %% ../nbs/00k_rows.ipynb #885fbffc
 def sheet_with_content(
     book,  # Of openpyxl
     path,  # For messages

@@ -7,7 +7,7 @@ __all__ = ['ARCHIVE', 'PUNCTUATION', 'text_key', 'hash_number', 'group_keys', 'h
            'labels_missing', 'limited', 'balanced_sample', 'duplicates', 'duplicate_counts']
 
 # %% ../nbs/01b_splits.ipynb #a8397c06
-import hashlib, re, unicodedata
+import functools, hashlib, re, unicodedata
 
 import numpy as np, pandas as pd
 
@@ -20,6 +20,7 @@ ARCHIVE = ("train", "val", "calibration")  # splits of the training archive
 PUNCTUATION = re.compile(r"[\s.,;:!?'\"’‘“”«»`´…–—-]+")
 
 
+@functools.lru_cache(2**17)  # splits, checks and counts of duplicates ask for the same texts
 def text_key(
     text: str,  # A review
 ) -> str:
