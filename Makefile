@@ -46,8 +46,8 @@ test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
 test: lint ## Every check: lint, notebooks in sync and clean, their asserts, pytest, the demo report end to end
 	@command -v chromium >/dev/null || { $(call apt,chromium); } || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium, or as root: make test APT=yes"
-	nbdev_test --n_workers 2
-	python -m pytest -q -n 2 --dist loadfile tests
+	python -c "from imdb_sentiment.examples import check_examples; check_examples()"
+	python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder tests
 
 lab: $(READY) ## Open JupyterLab on the notebooks
 	jupyter lab --notebook-dir=nbs
@@ -62,7 +62,7 @@ links: $(READY) ## Write the project's address into all files, after user or rep
 	@imdb-sentiment links
 	@$(MAKE) export
 
-docs: $(READY) ## Build the docs site in _site, offline; the first time it runs the examples, some minutes
+docs: $(READY) ## Build the docs site in _site, offline; it runs the examples that the tests have not run
 	@imdb-sentiment docs
 
 docs-serve: docs ## Build the site and show it at http://127.0.0.1:8001

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import Device, app, cli_errors, examples
+from .cli_common import Device, Speed, app, cli_errors, examples
 
 # %% ../nbs/13a_cli_model.ipynb #1085f61f
 Model = Annotated[
@@ -108,6 +108,7 @@ def predict(
     ] = False,
     device: Device = "auto",
     precision: Precision = "auto",
+    speed: Speed = "encoder",
 ):
     "Classify texts: from the command line, a file of any size, or standard input."
     with cli_errors():
@@ -117,7 +118,7 @@ def predict(
 
         reading = dict(delimiter=delimiter, encoding=encoding, columns=comma_list(columns))
         with orderly_exit():
-            predictor = Predictor.load(model, device, precision)
+            predictor = Predictor.load(model, device, precision, speed)
             if source:
                 how = (text_column, reading, spreadsheet_safe)
                 predict_to_file(predictor, model, source, out, *how)
@@ -203,6 +204,7 @@ def score(
         typer.Option(help="GPUs of each worker of Ray: 1, or 0.5 for two workers on one GPU."),
     ] = None,
     device: Device = "auto",
+    speed: Speed = "encoder",
 ):
     "Classify all rows of a folder of parquet files."
     from imdb_sentiment.progress import orderly_exit
@@ -210,7 +212,7 @@ def score(
 
     with cli_errors(), orderly_exit():
         counts = score_folder(
-            model, source, out, text_column, engine, workers, address, device, worker_gpus
+            model, source, out, text_column, engine, workers, address, device, worker_gpus, speed
         )
     print(
         f"{out}: {counts['rows'] - counts['rejected']:,} rows classified in {counts['files']:,} files."
@@ -334,6 +336,7 @@ def push(
 # %% ../nbs/13a_cli_model.ipynb #a7b25dd5
 @app.command(
     epilog=examples("serve --model runs/demo/model")
+    + "  |  imdb-sentiment serve --model runs/demo/model --workers 2 --cache 10000"
     + "  |  IMDB_SENTIMENT_API_KEY=... imdb-sentiment serve --model my-int8 --host 0.0.0.0"
 )
 def serve(
@@ -345,8 +348,25 @@ def serve(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=86400, help="Longest time for a response.")
     ] = 30.0,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share the port and divide the cores; each loads the model. Linux only.",
+        ),
+    ] = 1,
+    cache: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=10**7,
+            help="Keep the newest N predictions of each worker in memory, for the same text again. Of "
+            "the text only a digest is kept, of an explanation nothing, on disk nothing. 0: keep none.",
+        ),
+    ] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    speed: Speed = "encoder",
 ):
     "Answer over HTTP, with a page to try the model. Requests must send IMDB_SENTIMENT_API_KEY if set."
     from imdb_sentiment import server
@@ -356,5 +376,11 @@ def serve(
         from imdb_sentiment.prediction import Predictor
 
         key = os.environ.get("IMDB_SENTIMENT_API_KEY", "")
-        predictor = Predictor.load(model, device, precision)
-        server.serve(predictor, Path(model).name, host, port, key, seconds)
+        name = Path(model).name
+        if workers > 1:
+            from imdb_sentiment.workers import Settings, serve_workers
+
+            options = (device, precision, host, port, key, seconds, cache, speed)
+            return serve_workers(Settings(model, name, *options), workers)
+        predictor = Predictor.load(model, device, precision, speed)
+        server.serve(predictor, name, host, port, key, seconds, cache)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'settings_help', 'report', 'report_line', 'check', 'train', 'training_line', 'seeds', 'evaluate',
-           'bench_training', 'bench_inference', 'readme', 'pages', 'docs', 'layout', 'links', 'kit']
+           'bench_training', 'trained_run', 'bench_inference', 'bench_speeds', 'readme', 'pages', 'docs', 'layout',
+           'links', 'kit']
 
 # %% ../nbs/13_cli_report.ipynb #f8f13e9f
 import os, time
@@ -20,6 +21,7 @@ from imdb_sentiment.cli_common import (
     ReportName,
     RunFolder,
     Settings,
+    Speed,
     absolute_paths,
     app,
     cli_errors,
@@ -68,7 +70,6 @@ def report(
     from imdb_sentiment.config import data_name
     from imdb_sentiment.runs import report_name
     from imdb_sentiment.runs import project_root
-    from imdb_sentiment.evaluation import copy_seed_records
     from imdb_sentiment.pipeline import run_pipeline
     from imdb_sentiment.report import publish
 
@@ -77,7 +78,10 @@ def report(
         name, (cfg, overrides) = report_name(name or preset), configuration(preset, set_)
         root = project_root()
         run, target = Path(run_dir or root / "runs" / name), root / "reports" / name
-        copy_seed_records(cfg, target, run)
+        if any(target.glob("seeds/*.json")):
+            from imdb_sentiment.evaluation import copy_seed_records  # it imports PyTorch
+
+            copy_seed_records(cfg, target, run)
         run_pipeline(preset, overrides, run)
         publish(name, preset, cfg, run, root / "reports")
         print(report_line(target, data_name(cfg)))
@@ -204,6 +208,7 @@ def evaluate(
     ],
     out: Annotated[str, typer.Option(help="File for the results.")] = "suite-metrics.json",
     device: Device = "auto",
+    speed: Speed = "encoder",
 ):
     "Run robustness suites on a saved model."
     from imdb_sentiment.config import SettingError
@@ -217,7 +222,7 @@ def evaluate(
             raise SettingError(f"--out {out!r} is a folder; name a file in it, such as {example}.")
         if not Path(suite).expanduser().exists():
             raise SettingError(f"--suite {suite!r}: there is no such file or folder.")
-        predictor = Predictor.load(model, device)
+        predictor = Predictor.load(model, device, speed=speed)
         results, rates = run_suites(suite, predictor.probabilities, predictor.labels, print)
         if not results:
             raise SettingError(
@@ -270,6 +275,21 @@ def bench_training(
         run_bench("training", Config(**places), device, **given)
 
 # %% ../nbs/13_cli_report.ipynb #96c67625
+def trained_run(trained: str, *files: str) -> tuple:
+    "The folder of `--trained`, and the configuration that names its data and encoder."
+    from imdb_sentiment.config import SettingError
+    from imdb_sentiment.runs import read_json
+
+    folder = Path(trained).expanduser().resolve()
+    for file in ("config.json", "split.parquet", "model/config.json", *files):
+        if not (folder / file).exists():
+            raise SettingError(
+                f"--trained {trained!r} is no run folder with a trained model: it has no {file}."
+            )
+    settings = read_json(folder / "config.json")
+    return folder, Config(data=settings["data"], backbone=settings["backbone"])
+
+
 @bench_app.command("inference", epilog=examples("bench inference --trained runs/best"))
 def bench_inference(
     trained: Annotated[str, typer.Option(help="Run folder with a trained model.")] = "runs/demo",
@@ -282,22 +302,14 @@ def bench_inference(
     rows: Annotated[int, typer.Option(min=1, help="Rows of the large file.")] = 1_000_000,
 ):
     "Prediction against transformers.pipeline; int8, the server, a large file: an hour on two cores."
-    from imdb_sentiment.config import SettingError
-    from imdb_sentiment.runs import read_json
     from imdb_sentiment.devices import pick_device
     from imdb_sentiment.publishing import run_bench
 
     with cli_errors():
-        folder = Path(trained).expanduser().resolve()
-        for file in ("config.json", "split.parquet", "model/config.json"):
-            if not (folder / file).exists():
-                raise SettingError(
-                    f"--trained {trained!r} is no run folder with a trained model: it has no {file}."
-                )
-        settings = read_json(folder / "config.json")
+        folder, cfg = trained_run(trained)
         run_bench(
             "inference",
-            Config(data=settings["data"], backbone=settings["backbone"]),
+            cfg,
             pick_device(),
             trained=str(folder),
             rounds=rounds,
@@ -305,6 +317,33 @@ def bench_inference(
             test_reviews=test_reviews,
             requests=requests,
             rows=rows,
+        )
+
+# %% ../nbs/13_cli_report.ipynb #fac81c20
+@bench_app.command("speeds", epilog=examples("bench speeds --trained runs/best"))
+def bench_speeds(
+    trained: Annotated[str, typer.Option(help="Run folder with a trained model.")] = "runs/demo",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
+    reviews: Annotated[int, typer.Option(min=16, help="Reviews in a round.")] = 512,
+    test_reviews: Annotated[
+        int, typer.Option(min=0, help="Test reviews for the accuracy; 0: all.")
+    ] = 0,
+    file_reviews: Annotated[int, typer.Option(min=0, help="Test reviews in the file; 0: all.")] = 0,
+):
+    "Accuracy against reviews per second at each speed, and the cost of a file: half an hour on two cores."
+    from imdb_sentiment.publishing import run_bench
+
+    with cli_errors():
+        folder, cfg = trained_run(trained, "predictions.parquet", "model/speeds.json")
+        run_bench(
+            "speeds",
+            cfg,
+            "cpu",
+            trained=str(folder),
+            rounds=rounds,
+            reviews=reviews,
+            test_reviews=test_reviews,
+            file_reviews=file_reviews,
         )
 
 # %% ../nbs/13_cli_report.ipynb #0825253c

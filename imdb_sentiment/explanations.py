@@ -373,8 +373,8 @@ def agreement(
     encoded: list,  # From `encode_with_offsets`, one for each document
     explanations: dict,  # Method to the scores of each document's tokens, for the target label
     signs,  # 1 where the model predicts the target label, -1 elsewhere
-) -> pd.Series:
-    "Mean average precision of each method, over documents with a marked word that was read."
+) -> pd.DataFrame:
+    "Average precision of each method, for the documents with a marked word that was read."
     from sklearn.metrics import average_precision_score
 
     precisions = {method: [] for method in explanations}
@@ -384,8 +384,7 @@ def agreement(
             read = ~np.isnan(by_word)
             if d.marked[read].any():
                 precisions[method].append(average_precision_score(d.marked[read], by_word[read]))
-    means = {method: np.mean(v) if v else np.nan for method, v in precisions.items()}
-    return pd.Series(means, name="token_auprc")
+    return pd.DataFrame(precisions)
 
 # %% ../nbs/06c_explanations.ipynb #fd7ee33c
 def reading_coverage(

@@ -11,6 +11,7 @@ __all__ = ['FORMULA_SIGNS', 'SHEETS', 'WRITABLE', 'output_columns', 'output_valu
 # %% ../nbs/04d_files.ipynb #754bd8f7
 import csv, hashlib, io, json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from imdb_sentiment.rows import (
     parquet_file,
     text_source_rows,
 )
+from .cascade import ENCODER
 from .prediction import COLUMNS, Prediction, Predictor
 
 # %% ../nbs/04d_files.ipynb #f7c43a7c
@@ -335,6 +337,7 @@ def job_of(
         long_texts=predictor.long_texts,
         abstain_below=predictor.abstain_below,
         batch_tokens=predictor.batch_tokens,
+        speed=asdict(predictor.cascade) if predictor.cascade else ENCODER,
         format=to,
         spreadsheet_safe=for_spreadsheet,
     )

@@ -113,12 +113,21 @@ def response_types() -> SimpleNamespace:
     class Problem(BaseModel):
         detail: str = Field(description="What was wrong, in a sentence")
 
+    class Cache(BaseModel):
+        answers: int = Field(description="Predictions that are kept")
+        bytes: int = Field(description="Their size, about")
+        hits: int = Field(description="Texts answered from the cache")
+        misses: int = Field(description="Texts that were looked up and not answered from it")
+
     class Health(BaseModel):
         status: str
         model: str
         labels: list[str]
         key_needed: bool
         most_texts: int
+        worker: int = Field(description="Number of the process that gave this answer")
+        workers: int = Field(description="Processes that share the port")
+        cache: Cache | None = Field(description="Of this process; null if nothing is kept")
 
     return SimpleNamespace(Predictions=Predictions, Health=Health, Problem=Problem)
 

@@ -170,6 +170,7 @@ def model_card(
         threshold=m["selective"].get("threshold"),
         own=own if "threshold" in own else None,  # reports made before have none
         suites={k: v for k, v in robustness if isinstance(v, dict) and "value" in v},
+        speeds=m.get("tradeoff", {}).get("speeds", {}),  # reports made before have none
         trait=worst_trait(m),
         **{k: m[k] for k in measures},
     )

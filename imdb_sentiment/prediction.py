@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONG_TEXTS', 'COLUMNS', 'BATCH_BOUNDS', 'check_texts', 'is_several', 'group_by_characters', 'tokenize_texts',
            'windows_to_read', 'score_in_batches', 'combine_windows', 'Prediction', 'as_prediction', 'add_predictions',
-           'Predictor', 'occluded_pieces', 'occlusion_weights', 'explain_text', 'prediction_line']
+           'Predictor', 'prediction_line']
 
 # %% ../nbs/04b_prediction.ipynb #5c6eb491
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,14 +15,15 @@ from itertools import islice
 from typing import Any
 
 import numpy as np, pandas as pd
-from scipy.special import logsumexp
 
 from .runs import RunError
 from .progress import Progress
 from .sources import InputError, as_text
 from .tasks import make_task
 from .tokens import clean_text, truncate_tokens, windows_of
+from .cascade import ENCODER, Cascade
 from .runtimes import predictor_arguments
+from .word_weights import explain_text
 
 # %% ../nbs/04b_prediction.ipynb #b8a3046b
 def check_texts(
@@ -198,6 +199,8 @@ class Predictor:
     batch_tokens: int = 2048  # Maximum in a batch, padding included; a longer text goes alone
     clean: bool = True  # Read HTML line breaks as spaces, as in training
     temperature: float = 1.0  # By which `score` has already divided the logits
+    ngrams: Callable | None = None  # From texts to logits, for a `cascade`
+    cascade: Cascade | None = None  # Which texts the encoder reads; None: all of them
 
     def __post_init__(self):
         if self.long_texts not in LONG_TEXTS:
@@ -219,10 +222,11 @@ class Predictor:
         model,  # Folder of a saved or exported model, or the Hub name of any text classifier
         device: str = "auto",  # `auto`, `cuda`, `mps` or `cpu`
         precision: str = "auto",  # `fp32`, `bf16` or `fp16`; `auto` is fp32, and in OpenVINO bf16
+        speed: str = ENCODER,  # One of `cascade.SPEEDS` that the model has
         **settings,  # That differ from the model's: `long_texts`, `abstain_below`, `batch_tokens`
     ):
         "The predictor of a model; raises `RunError` if there is no such model."
-        return cls(**{**predictor_arguments(model, device, precision), **settings})
+        return cls(**{**predictor_arguments(model, device, precision, speed), **settings})
 
     def __call__(
         self,
@@ -253,12 +257,30 @@ class Predictor:
         "The logits of lists of token ids (rows x labels)."
         return score_in_batches(self.score, rows, len(self.labels), self.batch_tokens, progress)
 
+    def asks(self, texts) -> np.ndarray:
+        "Whether the encoder reads each of the texts."
+        if self.cascade is None:
+            return np.ones(len(texts), dtype=bool)
+        return self.cascade.asks(self.ngrams(texts))
+
     def logits(
         self,
         texts,  # Of `as_text`
         progress: str = "",  # Text of a progress bar; none if empty
     ) -> tuple:
         "Logits (texts x labels), and the share of each text that was read."
+        if self.cascade is None:
+            return self.encoder_logits(texts, progress)
+        ngrams = self.ngrams(texts)
+        asked = np.flatnonzero(self.cascade.asks(ngrams))
+        logits, shares = self.cascade.alone_weight * ngrams, np.ones(len(texts))
+        if len(asked):
+            encoder, shares[asked] = self.encoder_logits([texts[i] for i in asked], progress)
+            logits[asked] = self.cascade.together(ngrams[asked], encoder)
+        return logits, shares
+
+    def encoder_logits(self, texts, progress: str = "") -> tuple:
+        "Logits of the encoder (texts x labels), and the share of each text that it read."
         encoded = list(self.encode(texts))
         owner = [i for i, (windows, _) in enumerate(encoded) for _ in windows]
         rows = [window for windows, _ in encoded for window in windows]
@@ -324,79 +346,6 @@ class Predictor:
 
 # %% ../nbs/04b_prediction.ipynb #221ec815
 BATCH_BOUNDS = dict(fp32=1e-5, bf16=1e-2, fp16=1e-2, int8=5e-2)  # of a probability
-
-# %% ../nbs/04b_prediction.ipynb #561ee1c4
-def occluded_pieces(
-    windows: list,  # Numbers of the tokens in each window
-    special: list,  # 1 for each special token of the text
-    max_pieces: int,  # About so many
-) -> list:
-    "Each piece: the number of its window, its tokens, and the tokens of the window without it."
-    inner = [[i for i in window if not special[i]] for window in windows]
-    width = max(1, -(-sum(map(len, inner)) // max_pieces))  # a text may have no token at all
-    pieces = []
-    for k, tokens in enumerate(inner):
-        gaps = (n for n in range(1, len(tokens)) if tokens[n] > tokens[n - 1] + 1)
-        gap = next(gaps, len(tokens))
-        for part in (tokens[:gap], tokens[gap:]):
-            for start in range(0, len(part), width):
-                piece = part[start : start + width]
-                rest = [i for i in windows[k] if not piece[0] <= i <= piece[-1]]
-                pieces.append((k, piece, rest))
-    return pieces
-
-# %% ../nbs/04b_prediction.ipynb #e286a8a4
-def occlusion_weights(
-    whole: np.ndarray,  # Logits of the windows (windows x labels)
-    without: np.ndarray,  # Logits without each piece (pieces x labels)
-    owner: list,  # Number of the window that each piece belongs to
-    sizes: list,  # Tokens of each window
-) -> list:
-    "How much the log odds of the predicted label fall without each piece."
-    combine = lambda logits: combine_windows(logits, [0] * len(sizes), sizes)[0]
-    predicted = combine(whole)
-    k = int(predicted.argmax())
-    log_odds = lambda logits: float(logits[k] - logsumexp(np.delete(logits, k)))
-    weights = []
-    for window, logits in zip(owner, without):
-        changed = whole.copy()
-        changed[window] = logits
-        weights.append(log_odds(predicted) - log_odds(combine(changed)))
-    return weights
-
-# %% ../nbs/04b_prediction.ipynb #36a5be94
-def explain_text(
-    predictor: Predictor,
-    text: str,  # Of `as_text`
-    max_pieces: int = 64,  # About so many
-) -> dict:
-    "The `prediction`, the `text` as it is read, and `start`, `end` and `weight` of its `pieces`."
-    if not predictor.tokenizer.is_fast:
-        kind = type(predictor.tokenizer).__name__
-        raise RunError(
-            f"{kind} does not say where in a text its tokens are, so it explains nothing."
-        )
-    text = clean_text(text) if predictor.clean else text
-    tokens = predictor.tokenizer(
-        text,
-        return_special_tokens_mask=True,
-        return_offsets_mapping=True,
-        truncation=False,
-        verbose=False,
-    )
-    ids, special = tokens["input_ids"], tokens["special_tokens_mask"]
-    windows, _ = predictor.windows(list(range(len(ids))), special)
-    pieces = occluded_pieces(windows, special, max_pieces)
-    rows = [*windows, *(rest for *_, rest in pieces)]
-    logits = predictor.score_rows([[ids[i] for i in row] for row in rows])
-    whole, without = logits[: len(windows)], logits[len(windows) :]
-    owner, sizes = [k for k, *_ in pieces], [len(window) for window in windows]
-    weighted = []
-    for (_, piece, _), weight in zip(pieces, occlusion_weights(whole, without, owner, sizes)):
-        start, end = tokens["offset_mapping"][piece[0]][0], tokens["offset_mapping"][piece[-1]][1]
-        weighted.append(dict(start=start, end=end, weight=weight))
-    weighted.sort(key=lambda piece: piece["start"])
-    return dict(prediction=predictor.predict([text])[0], text=text, pieces=weighted)
 
 # %% ../nbs/04b_prediction.ipynb #daf202a7
 def prediction_line(

@@ -15,7 +15,7 @@ from .config import Config, PLACES, about_films, data_name, plain_settings
 from .runs import atomic_path, locked, project_root, read_json, recover
 from .devices import hardware
 from .progress import orderly_exit
-from .staleness import Chapter, chapter_records
+from .staleness import CHAPTER_LIST, Chapter, chapter_records
 from .pipeline import check_data, require_pipeline, run_chapter
 
 # %% ../nbs/09_publishing.ipynb #f0026a46
@@ -45,7 +45,16 @@ def chapter_summary(
 
 # %% ../nbs/09_publishing.ipynb #ba75b3cc
 MEASURED = ("evaluation", "calibration", "robustness", "explanations")  # merged into the top level
-DESCRIBED = ("data", "model_facts", "training", "analysis", "believe", "inference", "deployment")
+DESCRIBED = (
+    "data",
+    "model_facts",
+    "training",
+    "analysis",
+    "believe",
+    "inference",
+    "tradeoff",
+    "deployment",
+)
 
 
 def collect_metrics(
@@ -60,7 +69,9 @@ def collect_metrics(
     cfg = with_labels(cfg, run)
     part = {c: read_json(Path(run) / f"{c}.json") for c in (*MEASURED, *DESCRIBED)}
     training = part["training"]
-    chapters = {k: chapter_summary(record, training) for k, record in chapter_records(run).items()}
+    records = chapter_records(run)  # in the order in which they ended
+    ordered = [c.name for c in CHAPTER_LIST if c.name in records]
+    chapters = {name: chapter_summary(records[name], training) for name in ordered}
     settings = shown_settings(cfg)
     return dict(
         name=name,
@@ -76,6 +87,7 @@ def collect_metrics(
         **part["explanations"],
         believe=part["believe"],
         inference=part["inference"],
+        tradeoff=part["tradeoff"],
         deployment=part["deployment"],
         settings=settings,
         seed=cfg.seed,
@@ -172,6 +184,7 @@ def local_paths(
 BENCHES = dict(
     training=Chapter("12c_bench_training", "analysis"),
     inference=Chapter("12d_bench_inference", "analysis"),
+    speeds=Chapter("12e_bench_speeds", "analysis"),
 )
 
 

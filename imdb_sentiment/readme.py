@@ -168,6 +168,7 @@ def training_speed_section(
 def prediction_speed_section(
     m: dict,  # Metrics of `bench-inference`
     notebook: str,  # File name of the executed notebook
+    speeds: dict | None = None,  # Metrics of `bench-speeds`, if it has been run
 ) -> str:
     "Speed and size of prediction, compared with `transformers.pipeline`; empty without a benchmark."
     if not m:
@@ -180,7 +181,7 @@ def prediction_speed_section(
         dict(m["int8"], name=m["names"]["int8"]),
         dict(m["openvino_int8"], name=m["names"]["openvino-int8"]),
     ]
-    values = dict(m=m, cases=cases, small=small, notebook=notebook)
+    values = dict(m=m, cases=cases, small=small, notebook=notebook, speeds=speeds)
     return render("readme_prediction_speed.md", **values).strip()
 
 # %% ../nbs/09b_readme.ipynb #6cd02554

@@ -19,7 +19,7 @@ from .config import Config, about_films
 from .runs import RunError, atomic_path, project_root, read_json, recover, write_json
 from .rendering import render, sentences
 from .staleness import CHAPTER_LIST
-from .pipeline import require_pipeline
+from .pipeline import TRAINING, require_pipeline
 from .private_texts import chapters_without_texts, private_texts, without_texts
 from .publishing import collect_metrics, local_paths, publishable, report_conditions
 
@@ -157,16 +157,17 @@ SECTIONS = {  # chapter to heading, in the order of the page
     "02_model": "Model",
     "03d_training": "Training",
     "04f_decisions": "Decisions",
+    "04h_speeds": "Speeds",
     "05b_evaluation": "Evaluation",
     "05c_reliability": "Reliability",
+    "05d_tradeoff": "Accuracy against speed",
     "06_analysis": "Analysis",
     "06b_robustness": "Robustness",
     "06c_explanations": "Explanations",
     "07_export": "Export",
     "00a_runs": "Settings",
 }
-TRUST_CHAPTER = "06d_trust"
-TRUST_PAGE = "when-to-trust-it.html"
+TRUST_CHAPTER, TRUST_PAGE = "06d_trust", "when-to-trust-it.html"
 
 # %% ../nbs/09a_report.ipynb #1ee344bb
 ELEMENTS = set(
@@ -329,6 +330,8 @@ def report_html(
     ]
     return render(
         "report.html",
+        expected=sum((m["training"].get("estimate") or {}).get("report", {}).values()),
+        taken=sum(r["wall_seconds"] for n, r in m["chapters"].items() if n >= TRAINING),
         title=f"{m['name']}: {title_of(m)}",
         about=title_of(m),
         contents=[*contents, ("#run", "This run")],

@@ -128,9 +128,11 @@ def perturbation_scores(
     predict,  # Function from texts to probabilities (texts x labels)
     seed: int = 0,
     changes: dict = PERTURBATIONS,  # From `perturbations_for`
+    before=None,  # Probabilities of the unchanged reviews, if they are known (texts x labels)
 ) -> pd.DataFrame:
     "For each change that alters a review: accuracy before and after, share of flipped predictions."
-    labels, before, rows = reviews.label.to_numpy(), predict(reviews.text.tolist()), {}
+    labels, rows = reviews.label.to_numpy(), {}
+    before = predict(reviews.text.tolist()) if before is None else np.array(before)
     originals = [clean_text(text) for text in reviews.text]
     for name, change in changes.items():
         rng = random.Random(seed)

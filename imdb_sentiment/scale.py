@@ -21,6 +21,7 @@ from .config import SettingError
 from .runs import RunError, remove
 from .devices import pick_device
 from .progress import Progress
+from .cascade import ENCODER
 from .runtimes import from_hub, graph_of
 from .prediction import InputError, Predictor
 from .rows import CHUNK, parquet_chunks
@@ -104,9 +105,10 @@ class Scorer:
         parts,  # Folder for the parts
         text_column: str = "text",
         device: str = "auto",
+        speed: str = ENCODER,  # One of `cascade.SPEEDS`
     ):
         require_gpu(device)
-        self.predictor = Predictor.load(model, device)
+        self.predictor = Predictor.load(model, device, speed=speed)
         self.source, self.parts, self.text_column = Path(source), Path(parts), text_column
 
     def do(
@@ -400,12 +402,13 @@ def score_folder(
     address: str = "",  # Of a running Ray cluster; one is started on this machine if empty
     device: str = "auto",  # Of every worker: `auto`, `cuda`, `mps` or `cpu`
     worker_gpus: float | None = None,  # Of the engine ray; None: a GPU for each worker on cuda
+    speed: str = ENCODER,  # One of `cascade.SPEEDS`
 ) -> dict:
     "Classify a folder, or resume it; the counts `files`, `rows` and `rejected`."
     check_engine(engine, workers, worker_gpus)
     here = "" if engine == "ray" and address else pick_device(device)
     source, out, model = Path(source).resolve(), Path(out).resolve(), str(Path(model).expanduser())
-    predictor = Predictor.load(model, "cpu")  # for its columns
+    predictor = Predictor.load(model, "cpu", speed=speed)  # for its columns
     units, schemas = units_of(source, output_columns(predictor), text_column)
     if not units:
         engine = "local"  # no row in any file
@@ -419,10 +422,11 @@ def score_folder(
             model=model_stamp(model),
             text_column=text_column,
             long_texts=predictor.long_texts,
+            speed=speed,
             device=device,
         )
         parts = parts_folder(out, job)
-        make_scorer = lambda: Scorer(absolute, source, parts, text_column, device)
+        make_scorer = lambda: Scorer(absolute, source, parts, text_column, device, speed)
         try:
             with FileLock(parts / ".lock", timeout=0):
                 total = sum(unit["rows"] for unit in units)

@@ -24,6 +24,9 @@ class Chapter:
     settings: str  # Last group of settings that it reads, one of `config.CHAPTERS`, or `all`
     reads: tuple = ()  # Files in the run folder that others write; may be patterns
     writes: tuple = ()  # Files in the run folder that it writes
+    timed: bool = (
+        False  # Whether it reports how long something took, so that nothing may run beside it
+    )
 
 
 MODEL = ("model/model.safetensors", "model/config.json")
@@ -34,7 +37,7 @@ CHAPTER_LIST = (
     Chapter("01c_data", "data", writes=(*SPLIT, "split.json", "quarantine.jsonl")),
     Chapter("01e_exploration", "data", SPLIT, ("lengths.parquet", "data.json")),
     Chapter("02_model", "model", SPLIT, ("model_facts.json",)),
-    Chapter("03d_training", "training", SPLIT, ("training.json", "log.jsonl", *MODEL)),
+    Chapter("03d_training", "training", SPLIT, ("training.json", "log.jsonl", *MODEL), timed=True),
     Chapter(
         "04f_decisions",
         "training",
@@ -47,6 +50,12 @@ CHAPTER_LIST = (
         ),
     ),
     Chapter(
+        "04h_speeds",
+        "training",
+        (*SPLIT, "predictions-val.parquet", "predictions-calibration.parquet", "inference.json"),
+        ("ngrams.safetensors", "model/speeds.json", "speeds.json"),
+    ),
+    Chapter(
         "05b_evaluation",
         "evaluation",
         (
@@ -55,15 +64,33 @@ CHAPTER_LIST = (
             "model/prediction.json",
             "predictions-val.parquet",
             "predictions-calibration.parquet",
+            "ngrams.safetensors",
+            "speeds.json",
             "seeds/*.json",
         ),
         ("evaluation.json", "predictions.parquet", "baselines.parquet"),
+        timed=True,
     ),
     Chapter(
         "05c_reliability",
         "evaluation",
         ("labels.json", "inference.json", "predictions.parquet"),
         ("calibration.json",),
+    ),
+    Chapter(
+        "05d_tradeoff",
+        "evaluation",
+        (
+            *SPLIT,
+            "inference.json",
+            "speeds.json",
+            "model/speeds.json",
+            "ngrams.safetensors",
+            "predictions.parquet",
+            "evaluation.json",
+        ),
+        ("tradeoff.json",),
+        timed=True,
     ),
     Chapter(
         "06_analysis",
@@ -81,14 +108,16 @@ CHAPTER_LIST = (
     Chapter(
         "06b_robustness",
         "analysis",
-        (*SPLIT, *MODEL, "model/prediction.json"),
+        (*SPLIT, *MODEL, "model/prediction.json", "predictions.parquet"),
         ("robustness.json",),
+        timed=True,  # its samples are as large as time allows
     ),
     Chapter(
         "06c_explanations",
         "analysis",
         (*SPLIT, *MODEL, "model/prediction.json", "predictions.parquet"),
         ("explanations.json",),
+        timed=True,  # its samples are as large as time allows
     ),
     Chapter(
         "06d_trust",
@@ -111,6 +140,7 @@ CHAPTER_LIST = (
             *SPLIT,
             *MODEL,
             "model/prediction.json",
+            "model/speeds.json",
             "training.json",
             "inference.json",
             "predictions-val.parquet",

@@ -46,7 +46,7 @@ from imdb_sentiment.data import (
 from .model import read_encoder_config, save_model
 from .checkpoints import trim_log
 from .loop import TrainingJob, predict_logits, train_epoch
-from .cost import describe_cost, estimate_cost
+from .cost import describe_cost, describe_report, estimate_cost, report_seconds
 
 # %% ../nbs/03d_training.ipynb #14aa75a5
 def evaluate(
@@ -169,6 +169,9 @@ def announce(
     left, cfg = job.total_steps - job.state.step, job.cfg
     size = f"{left:,} steps of {cfg.batch_size} reviews"
     print(f"Training: {describe_cost(cost)}, {job.device}, {size}.")
+    news = Path(os.environ.get("IMDB_SENTIMENT_PROGRESS", ""))
+    if news.parent == job.run and "report" in cost:  # the pipeline runs the rest
+        show_note(describe_report(cost["report"]))
     if job.warmup != cfg.warmup_steps:
         print(
             f"warmup_steps={cfg.warmup_steps} would be more than half of all "
@@ -236,6 +239,7 @@ def train(
             trim_log(run / "log.jsonl", state.step)
         if not state.finished:
             cost = estimate_cost(job)
+            cost["report"] = report_seconds(cfg, cost, run)
             state.estimate = state.estimate or cost
             job.pace = Pace(cost["step_seconds"])
             if main:

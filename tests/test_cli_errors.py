@@ -2,8 +2,6 @@
 
 import ast
 import os
-import subprocess
-import sys
 
 import pytest
 from tools import ROOT, command, failed_politely
@@ -96,15 +94,8 @@ def surprised(place, error, *before, **environment):
     "The command, in a program where this raises the exception."
     module, name, args = place
     code = WRONG.format(module=module, name=name, error=error)
-    code += "from imdb_sentiment.cli import main\nmain()"
     variables = {k: v for k, v in os.environ.items() if k != "IMDB_SENTIMENT_DEBUG"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *before, *args],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=ROOT,
-        env={**variables, **environment},
-    )
+    return command(*before, *args, before=code, cwd=ROOT, env={**variables, **environment})
 
 
 @pytest.mark.parametrize("error, said, reported", ERRORS, ids=[e[:10] for e, _, _ in ERRORS])

@@ -12,7 +12,14 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from tools import Server, command, failed_politely, opinionated_model, probabilities_by_hand
+from tools import (
+    Server,
+    command,
+    failed_politely,
+    fresh_command,
+    opinionated_model,
+    probabilities_by_hand,
+)
 
 from imdb_sentiment.runs import RunError
 from imdb_sentiment.files import predict_file
@@ -397,9 +404,8 @@ def test_ray(model, tmp_path):
     pd.DataFrame(dict(kind=["a number"], text=[42])).to_parquet(tmp_path / "in" / "b.parquet")
     pd.DataFrame(dict(kind=["bytes"], text=[b"caf\xe9"])).to_parquet(tmp_path / "in" / "c.parquet")
     files = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
-    done = command(
-        "score", "--model", model, *files, "--engine", "ray", "--workers", 2, "--device", "cpu"
-    )
+    workers = ["--engine", "ray", "--workers", 2, "--device", "cpu"]
+    done = fresh_command("score", "--model", model, *files, *workers)
     assert done.returncode == 0, done.stderr[-3000:]
     found = pd.read_parquet(tmp_path / "out" / "a.parquet")
     expected = by_hand(model, [strings[k] for k in PREDICTED])

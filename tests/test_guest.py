@@ -89,17 +89,6 @@ def test_import_of_the_predictor_takes_two_seconds():
     assert import_seconds("from imdb_sentiment.prediction import Predictor") < 2
 
 
-def test_import_leaves_the_environment_alone():
-    out, _ = python(f"""
-import importlib, os
-before = dict(os.environ)
-for n in {NAMES}: importlib.import_module(f"imdb_sentiment.{{n}}")
-ours = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "CUBLAS_", "RAY_", "NNCF_", "IMDB_")
-print([k for k in os.environ if k.startswith(ours) and before.get(k) != os.environ[k]])
-""")
-    assert out.strip() == "[]"
-
-
 def test_command_lets_threads_sleep():
     out, _ = python("""
 import os, sys
@@ -114,20 +103,15 @@ print({name: os.environ.get(name) for name in PASSIVE} == PASSIVE, "torch" in sy
     assert out.splitlines()[-1] == "True False"
 
 
-def test_all_names_are_there():
-    out, _ = python(f"""
-import importlib
-modules = [importlib.import_module(f"imdb_sentiment.{{n}}") for n in {NAMES}]
-print([f"{{m.__name__}}.{{n}}" for m in modules for n in m.__all__ if not hasattr(m, n)])
-""")
-    assert out.strip() == "[]"
-
-
-QUIET = """
-import contextlib, importlib, io, logging, warnings
+EVERYTHING = """
+import contextlib, importlib, io, json, logging, os, warnings
+before = dict(os.environ)
 out = io.StringIO()
 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-    for n in {names}: importlib.import_module(f"imdb_sentiment.{{n}}")
+    modules = [importlib.import_module(f"imdb_sentiment.{{n}}") for n in {names}]
+ours = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "CUBLAS_", "RAY_", "NNCF_", "IMDB_")
+changed = [k for k in os.environ if k.startswith(ours) and before.get(k) != os.environ[k]]
+missing = [f"{{m.__name__}}.{{n}}" for m in modules for n in m.__all__ if not hasattr(m, n)]
 Predictor = importlib.import_module("imdb_sentiment.prediction").Predictor
 predictor = Predictor.load({model!r}, "cpu")
 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
@@ -136,19 +120,36 @@ with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.
     predictor(["a dull film"] * 50)
     list(predictor(t for t in ["a film"]))
     predictor.explain("a wonderful film")
-loggers = [l for l in logging.root.manager.loggerDict.values() if isinstance(l, logging.Logger)]
-print(repr(out.getvalue()))
-print(logging.root.handlers, logging.root.level == logging.WARNING, logging.root.manager.disable)
-print([l.name for l in loggers if l.name.startswith("imdb_sentiment") and l.handlers])
+root = logging.root
+loggers = [l for l in root.manager.loggerDict.values() if isinstance(l, logging.Logger)]
+found = dict(changed=changed, missing=missing, said=out.getvalue())
+found["root"] = [root.handlers, root.level == logging.WARNING, root.manager.disable]
+found["handlers"] = [l.name for l in loggers if l.name.startswith("imdb_sentiment") and l.handlers]
+print(json.dumps(found))
 """
 
 
-def test_import_and_predictions_are_quiet(model):
-    out, told = python(QUIET.format(names=NAMES, model=str(model)))
-    said, root_logger, handlers = out.splitlines()
-    assert said == "''"
-    assert root_logger == "[] True 0"
-    assert handlers == "[]"
+@pytest.fixture(scope="module")
+def everything(model):
+    "What a new interpreter finds that imports every module and predicts, and what it writes to standard error."
+    out, told = python(EVERYTHING.format(names=NAMES, model=str(model)))
+    (line,) = out.splitlines()
+    return json.loads(line), told
+
+
+def test_import_leaves_the_environment_alone(everything):
+    assert everything[0]["changed"] == []
+
+
+def test_all_names_are_there(everything):
+    assert everything[0]["missing"] == []
+
+
+def test_import_and_predictions_are_quiet(everything):
+    found, told = everything
+    assert found["said"] == ""
+    assert found["root"] == [[], True, 0]
+    assert found["handlers"] == []
     assert "imdb_sentiment" not in told
 
 

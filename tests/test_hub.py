@@ -3,11 +3,9 @@ on this machine stands in for the Hub; the owner in a name decides how it behave
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from functools import partial
@@ -16,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 from huggingface_hub import constants
-from tools import MAIN, ROOT, opinionated_model, opinions
+from tools import ROOT, Command, opinionated_model, opinions
 from typer.testing import CliRunner
 
 from imdb_sentiment import cli_model, hub, model_card  # noqa: F401, commands and their upload
@@ -252,16 +250,18 @@ def test_an_upload_needs_an_account(server, root, tmp_path, monkeypatch):
     assert len(done.stderr.splitlines()) == 1
 
 
+ELSEWHERE = """
+from huggingface_hub import constants
+constants.ENDPOINT, constants.HF_HUB_OFFLINE = "{0}", False
+constants.HUGGINGFACE_CO_URL_TEMPLATE = "{0}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+constants.HF_HUB_CACHE = "{1}/home"
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_download_stops_at_once(server, doors, tmp_path, number):
-    settings = dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0")
     *args, last = map(str, doors["train"])
-    process = subprocess.Popen(
-        [*MAIN, *args, last + "slow/model"],
-        env={**os.environ, **settings},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Command(*args, last + "slow/model", before=ELSEWHERE.format(server.url, tmp_path))
     while not any(re.match("GET .*safetensors", request) for request in server.asked):
         assert process.poll() is None
         time.sleep(0.1)

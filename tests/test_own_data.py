@@ -138,7 +138,7 @@ def test_three_labels_from_end_to_end(three):
     assert (
         m["accuracy"]["value"] > m["baselines"]["majority"]["accuracy"]["value"] + 0.1
     )  # it learns
-    assert set(m["baselines"]) == {"majority", "tfidf"}
+    assert set(m["baselines"]) == {"majority", "nbsvm", "tfidf"}
     assert set(m["paired"]) == {"tfidf"}
     assert "original_write_up" not in m
 

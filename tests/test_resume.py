@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tools import MAIN
+from tools import MAIN, Command
 
 from imdb_sentiment.benches.scaling import kill_and_resume
 from imdb_sentiment.config import Config
@@ -63,14 +64,49 @@ def test_log_of_a_resumed_run_has_each_step_once(tmp_path):
     assert len(log) == log.step.max() // 10
 
 
-def train_command(run, processes=1, **settings):
-    "`imdb-sentiment train` in a run folder, as a process."
-    options = [f"--nproc_per_node={processes}", "--master_port=29517", "--no-python"]
-    launch = [sys.executable, "-m", "torch.distributed.run", *options] if processes > 1 else []
+def arguments(run, **settings):
+    "Of `imdb-sentiment train` in a run folder."
     sets = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
-    command = [*launch, *MAIN, "train", "--run-dir", str(run), *sets]
+    return ["train", "--run-dir", str(run), *sets]
+
+
+def train_command(run, **settings):
+    "The training as a process."
+    return Command(*arguments(run, **settings), merged=True)
+
+
+def by_torchrun(run, **settings):
+    "The training as two processes, started by PyTorch's own launcher."
+    options = ["--nproc_per_node=2", "--master_port=29517", "--no-python"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *options]
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **streams)
+    return subprocess.Popen([*launch, *MAIN, *arguments(run, **settings)], **streams)
+
+
+class Both:
+    "The training as two processes that know each other by the variables that the launcher sets."
+
+    def __init__(self, run, **settings):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        self.ranks = [
+            Command(
+                *arguments(run, **settings),
+                env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank},
+                merged=True,
+            )
+            for rank in "01"
+        ]
+
+    def communicate(self, timeout):
+        said = [rank.communicate(timeout)[0] for rank in self.ranks]
+        return "".join(said), ""
+
+    @property
+    def returncode(self):
+        return max(abs(rank.returncode) for rank in self.ranks)
 
 
 def wait_for_a_checkpoint(run, process):
@@ -88,7 +124,8 @@ def finished(process, timeout=240):
 def test_two_processes_learn_what_one_learns(tmp_path):
     settings = {**SMALL, **WITHOUT_DROPOUT, "epochs": 1, "batch_size": 15}
     for n in (1, 2):
-        output = finished(train_command(tmp_path / str(n), n, **settings))
+        start = train_command if n == 1 else Both
+        output = finished(start(tmp_path / str(n), **settings))
         assert output.count("Validation accuracy") == 1
     one, two = (read_log(tmp_path / str(n) / "log.jsonl") for n in (1, 2))
     assert read_json(tmp_path / "2" / "training.json")["processes"] == 2
@@ -102,7 +139,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 def test_two_processes_with_uneven_parts_do_not_wait_for_each_other(tmp_path):
     "Of the last batch one process has two parts and the other one: gradients are exchanged once all the same."
     settings = {**SMALL, "epochs": 1, "limit": 221, "micro_batch": 8, "batch_size": 32}
-    finished(train_command(tmp_path / "run", 2, **settings), timeout=120)
+    finished(Both(tmp_path / "run", **settings), timeout=120)
     assert read_json(tmp_path / "run" / "training.json")["processes"] == 2
 
 
@@ -126,7 +163,7 @@ def test_stopped_run_goes_on_with_smaller_parts(tmp_path):
 
 def test_killed_worker_fails_the_run_which_then_goes_on(tmp_path):
     run, settings = tmp_path / "run", {**SMALL, "epochs": 1, "limit": 2000}
-    first = train_command(run, 2, **settings)
+    first = by_torchrun(run, **settings)
     wait_for_a_checkpoint(run, first)
     workers = [
         p for p in psutil.Process(first.pid).children(recursive=True) if "train" in p.cmdline()
@@ -135,7 +172,7 @@ def test_killed_worker_fails_the_run_which_then_goes_on(tmp_path):
     said = first.communicate(timeout=120)[0]
     assert first.returncode not in (0, None), said
     assert not (run / "training.json").exists(), said
-    finished(train_command(run, 2, **settings))
+    finished(Both(run, **settings))
     assert read_json(run / "training.json")["sittings"] == 2
 
 

@@ -14,8 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
-from tools import Server, opinionated_model, opinions, probabilities_by_hand, refuses_intruders
+from tools import (
+    MAIN,
+    Server,
+    opinionated_model,
+    opinions,
+    probabilities_by_hand,
+    refuses_intruders,
+)
 from transformers import BertConfig
 
 from imdb_sentiment.tokens import tiny_tokenizer
@@ -106,6 +114,114 @@ def test_after_a_kill_it_starts_again_on_the_same_port(model):
         assert ask(second) == before
         with pytest.raises(AssertionError, match="Cannot listen"):
             Server(model, "--port", port)
+
+
+def test_the_same_text_again_is_read_once(model):
+    ask = lambda body: httpx.post(f"{server.url}/predict", json=body)
+    with Server(model, "--cache", "2") as server:
+        first = [ask(dict(texts=text)).json() for text in TEXTS[:2]]
+        assert [ask(dict(texts=text)).json() for text in TEXTS[:2]] == first
+        assert ask(dict(texts=TEXTS[0] + " ")).json() is not None  # another text: the oldest goes
+        assert "explanation" in ask(dict(texts=TEXTS[1], explain=True)).json()["predictions"][0]
+        ask(dict(texts=TEXTS[0]))
+        found = httpx.get(f"{server.url}/health").json()["cache"]
+        counted = httpx.get(f"{server.url}/metrics").text
+        assert "Traceback" not in server.stop()
+    assert (found["answers"], found["hits"], found["misses"]) == (2, 2, 4)
+    assert 'cached_texts_total{found="yes"} 2.0' in counted
+    assert "batch_texts_sum 5.0" in counted  # four texts, and one to explain
+
+
+def test_nothing_is_kept_unless_asked(model, server):
+    counts = lambda: re.search(r"batch_texts_sum (\S+)", httpx.get(f"{server.url}/metrics").text)[1]
+    before = float(counts())
+    for _ in range(3):
+        httpx.post(f"{server.url}/predict", json=dict(texts=TEXTS[0]))
+    assert float(counts()) == before + 3
+    assert httpx.get(f"{server.url}/health").json()["cache"] is None
+
+
+def workers_that_answer(server):
+    return {httpx.get(f"{server.url}/health").json()["worker"] for _ in range(20)}
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def team(model):
+    if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs Linux and two cores")
+    with Server(model, "--workers", "2", "--seconds", "10") as server:
+        server.members = psutil.Process(server.process.pid).children()
+        yield server
+    psutil.wait_procs(server.members, timeout=30)
+    assert not [member for member in server.members if member.is_running()]
+
+
+def test_workers_share_the_port_the_cores_and_the_metrics(team, model):
+    assert workers_that_answer(team) == {1, 2}
+    cores = [set(member.cpu_affinity()) for member in team.members]
+    assert cores[0] | cores[1] == os.sched_getaffinity(0)
+    assert not cores[0] & cores[1]
+    expected = probabilities_by_hand(model, TEXTS)[:, 1]
+    for i in range(40):
+        answer = httpx.post(f"{team.url}/predict", json=dict(texts=TEXTS[i % 4])).json()
+        found = answer["predictions"][0]["probabilities"]["pos"]
+        assert found == pytest.approx(expected[i % 4], abs=0.02)
+    for _ in range(4):  # whoever of them is asked
+        page = httpx.get(f"{team.url}/metrics").text
+        assert 'requests_total{status="200"} 40.0' in page
+        assert "waiting_texts 0.0" in page
+    with pytest.raises(AssertionError, match="Cannot listen"):
+        Server(model, "--workers", "2", "--port", team.url.rpartition(":")[2])
+    assert "Traceback" not in team.stop()
+
+
+def test_a_worker_that_dies_is_started_again(team):
+    assert workers_that_answer(team) == {1, 2}
+    httpx.post(f"{team.url}/predict", json=dict(texts="a film"))
+    team.members[0].kill()
+    assert psutil.wait_procs(team.members[:1], timeout=30)[0]
+    assert workers_that_answer(team) == {2}
+    wait_for(lambda: workers_that_answer(team) == {1, 2})
+    assert 'requests_total{status="200"} 1.0' in httpx.get(f"{team.url}/metrics").text
+    team.members = psutil.Process(team.process.pid).children()
+    assert "Worker 1 was ended by SIGKILL; it is started again." in team.stop()
+
+
+def test_workers_end_with_the_process_that_started_them(team):
+    team.stop(signal.SIGKILL)  # the fixture looks whether they are gone
+
+
+def test_ctrl_c_stops_all_workers(team):
+    out = team.stop(signal.SIGINT)
+    assert team.process.returncode == 130
+    assert out.endswith("imdb-sentiment: stopped\n")
+
+
+OPTIONS = [
+    (["--workers", "0"], "--workers"),
+    (["--workers", "-1"], "--workers"),
+    (["--workers", "100000"], "workers=100000: choose 1 to "),
+    (["--workers", "many"], "--workers"),
+    (["--cache", "-1"], "--cache"),
+    (["--cache", "100000000000"], "--cache"),
+    (["--cache", "all"], "--cache"),
+]
+
+
+@pytest.mark.parametrize("options, said", OPTIONS)
+def test_options_that_make_no_sense(model, options, said):
+    command = [*MAIN, "serve", "--model", str(model), "--port", "0", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 KEYS = [  # headers of a request, and the status that it gets

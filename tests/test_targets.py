@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools import MAIN, ROOT
+from tools import MADE, MAIN, ROOT
 
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.skipif(
@@ -50,6 +50,7 @@ def changes(folder):
 def run(folder, command):
     "What a command reports when it fails; it uses the library of the checkout."
     env = {**os.environ, "PYTHONPATH": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    env["MYPY_CACHE_DIR"] = str(ROOT / ".mypy_cache")  # the types of the same files
     done = subprocess.run(
         list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True
     )
@@ -71,7 +72,16 @@ def outcomes(checkout):
         before = changes(checkout)
         failed = [said for command in commands if (said := run(checkout, command))]
         found[step] = failed, [line for line in changes(checkout) if line not in before]
+    MADE["site"] = checkout
     return found
+
+
+def test_docs_write_two_folders_that_git_ignores(checkout, outcomes):
+    "And nothing beside them: Sphinx and its extensions would, if they were let."
+    ignored = git(checkout, "status", "--porcelain", "--ignored").splitlines()
+    top = {line.removeprefix("!! ").split("/")[0] for line in ignored}
+    assert {"_docs", "_site"} <= top
+    assert top <= {"_docs", "_site", "imdb_sentiment", ".ruff_cache", ".mypy_cache"}, top
 
 
 def test_changes_are_seen(checkout):

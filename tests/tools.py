@@ -1,13 +1,19 @@
 """What several tests share: the command, a server, and a small model with clear opinions whose predictions can be
 computed without this library."""
 
+import atexit
 import json
+import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,11 +26,94 @@ from imdb_sentiment.tokens import tiny_tokenizer
 from imdb_sentiment.model import make_model, save_model, write_decisions
 
 ROOT = Path(__file__).parents[1]
+MADE = {}  # what one file of tests made, and another one in the same process uses: name to folder
 MAIN = [sys.executable, "-c", "from imdb_sentiment.cli import main; main()"]
 
 
-def command(*args, **options):
+LIBRARY = sorted(p.stem for p in (ROOT / "imdb_sentiment").glob("[a-z]*.py"))
+
+
+@lru_cache(maxsize=1)
+def warm():
+    "Where processes come from that have imported already what commands import; importing takes seconds each time."
+    context = multiprocessing.get_context("forkserver")
+    models = ("align", "bert", "encoder_decoder")  # which the automatic classes look at
+    context.set_forkserver_preload(
+        ["torch", "pyarrow.parquet", *(f"transformers.models.{name}" for name in models)]
+        + [f"imdb_sentiment.{name}" for name in LIBRARY]
+    )
+    return context
+
+
+def in_this_process(args, cwd, env, streams, before):
+    "Be the command: its arguments, folder, environment and streams, and first some code, such as a fault."
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    for number, path in enumerate(streams):
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(path, flags), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.argv = ["imdb-sentiment", *args]
+    try:
+        exec(before + "\nfrom imdb_sentiment.cli import main\nmain()", dict(__name__="__main__"))
+    finally:
+        atexit._run_exitfuncs()  # which a forked process leaves out
+
+
+class Command:
+    """`imdb-sentiment` with these arguments as a process of its own, forked from one that is warm. What depends on a
+    new interpreter, such as what is imported, is tested with `MAIN`."""
+
+    def __init__(self, *args, cwd=None, env=None, input="", before="", merged=False):
+        self.args = [str(a) for a in args]
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        said, out, err = (folder / name for name in ("in", "out", "err"))
+        said.write_text(input, encoding="utf-8")
+        self.out, self.err = out, out if merged else err
+        for path in (self.out, self.err):
+            path.touch()
+        streams = [str(path) for path in (said, self.out, self.err)]
+        given = (self.args, str(cwd or os.getcwd()), dict(env or os.environ), streams, before)
+        self.process = warm().Process(target=in_this_process, args=given)
+        self.process.start()
+        self.pid = self.process.pid
+        self.kill, self.poll = self.process.kill, lambda: self.returncode
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.returncode is None:
+            self.kill()
+            self.process.join()
+            raise subprocess.TimeoutExpired(self.args, timeout, *self.said())
+        return self.returncode
+
+    def said(self):
+        read = lambda path: path.read_text(encoding="utf-8", errors="surrogateescape")
+        return read(self.out), read(self.err)
+
+    def communicate(self, timeout=None):
+        self.wait(timeout)
+        return self.said()
+
+
+def command(*args, timeout=300, **options):
     "What `imdb-sentiment` does with these arguments; its output as text."
+    process = Command(*args, **options)
+    said = process.communicate(timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+def fresh_command(*args, **options):
+    "The same in a new interpreter, for what does not start in a forked process, such as Ray."
     given = (
         dict(capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=300) | options
     )
@@ -127,19 +216,13 @@ class Server:
     "`imdb-sentiment serve` as a process, on any free port."
 
     def __init__(self, model, *args, key=""):
-        command = [*MAIN, "serve", "--model", str(model), "--port", "0", *args]
-        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.process = subprocess.Popen(
-            command, env={**os.environ, "IMDB_SENTIMENT_API_KEY": key}, **streams
-        )
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                self.url = found[0]
-                break
-        else:
-            raise AssertionError("".join(lines))
+        env = {**os.environ, "IMDB_SENTIMENT_API_KEY": key}
+        options = ("serve", "--model", model, "--port", "0", *args)
+        self.process = Command(*options, env=env, merged=True)
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", self.process.said()[0])):
+            assert self.process.poll() is None, self.process.said()[0]
+            time.sleep(0.02)
+        self.url = found[0]
 
     def stop(self, how=signal.SIGTERM):
         self.process.send_signal(how)

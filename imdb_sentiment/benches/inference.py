@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'BASELINE', 'BATCH_SIZES', 'WORDS', 'export_all', 'pipeline_scorer', 'predictor_scorer', 'timed', 'rate_of',
-           'compare_forms', 'latency', 'rate_by_batch', 'correct_in', 'accuracy_drop', 'send_requests', 'start_server',
-           'load_test', 'write_rows', 'count_lines', 'predict_many', 'gpu_share', 'plot_rates', 'plot_forms']
+           'compare_forms', 'latency', 'rate_by_batch', 'correct_in', 'accuracy_drop', 'request_bytes', 'read_status',
+           'send_requests', 'start_server', 'load_rounds', 'load_test', 'write_rows', 'count_lines', 'predict_many',
+           'gpu_share', 'plot_rates', 'plot_forms']
 
 # %% ../../nbs/12d_bench_inference.ipynb #2a5bcca6
-import asyncio, os, subprocess, sys, time
+import asyncio, json, os, subprocess, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, torch
@@ -196,49 +197,54 @@ def accuracy_drop(
     return {name: 100 * value for name, value in paired_difference(before, after).items()}
 
 # %% ../../nbs/12d_bench_inference.ipynb #25284b90
+def request_bytes(text: str) -> bytes:
+    "A request for the prediction of a text, as it goes through the network."
+    body = json.dumps(dict(texts=text)).encode()
+    head = "POST /predict HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def read_status(reader) -> int:
+    "The status of a response; the rest of it is read and dropped."
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+    await reader.readexactly(int(length))
+    return int(head.split()[1])
+
+
 async def send_requests(
     url: str,  # Of a server on this machine
     texts: list,  # One for each request
     clients: int,  # That send at the same time
-) -> dict:
-    "Errors, requests per second, and percentiles of the response time in milliseconds."
-    import httpx
+) -> tuple:
+    "Seconds in all, seconds of each request, and the number of errors."
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    todo, taken, errors = iter([request_bytes(text) for text in texts]), [], 0
 
-    todo, taken, errors = iter(texts), [], 0
-
-    async def client(http):
+    async def client():
         nonlocal errors
-        for t in todo:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for request in todo:
             start = time.perf_counter()
-            try:
-                ok = (await http.post("/predict", json=dict(texts=t))).status_code == 200
-            except httpx.HTTPError:
-                ok = False
-            errors += not ok
-            taken.append(1000 * (time.perf_counter() - start))
+            writer.write(request)
+            errors += await read_status(reader) != 200
+            taken.append(time.perf_counter() - start)
+        writer.close()
 
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
-        start = time.perf_counter()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-        seconds = time.perf_counter() - start
-    p50, p99 = map(float, np.percentile(taken, (50, 99)))
-    return dict(
-        clients=clients,
-        requests=len(taken),
-        errors=errors,
-        requests_per_second=len(taken) / seconds,
-        p50_ms=p50,
-        p99_ms=p99,
-    )
+    start = time.perf_counter()
+    done = await asyncio.gather(*(client() for _ in range(clients)), return_exceptions=True)
+    seconds = time.perf_counter() - start
+    lost = sum(isinstance(end, Exception) for end in done)  # connections, each with its request
+    return seconds, taken, errors + lost
 
 # %% ../../nbs/12d_bench_inference.ipynb #7ae7d443
 def start_server(
     model,  # Folder in one of the `FORMS`
+    *options,  # Of `imdb-sentiment serve`
 ) -> tuple:
     "A server on a free port of this machine: its process and its address."
     command = [sys.executable, "-c", "from imdb_sentiment.cli import main; main()", "serve"]
-    arguments = ["--model", str(model), "--port", "0", "--device", "cpu"]
+    arguments = ["--model", str(model), "--port", "0", "--device", "cpu", *options]
     env = {k: v for k, v in os.environ.items() if k != "IMDB_SENTIMENT_API_KEY"}
     server = subprocess.Popen(
         [*command, *arguments],
@@ -254,17 +260,50 @@ def start_server(
     return server, url
 
 
+def load_rounds(
+    url: str,  # Of a server
+    predictor: Predictor,  # The same model, in this process
+    texts: list,  # Of a round of the predictor
+    requests: list,  # Texts, divided over the rounds
+    clients: int,
+    rounds: int,
+) -> dict:
+    "The server and the predictor in alternation, with one number of clients."
+    taken, errors, rates, ratios = [], 0, [], []
+    for part in np.array_split(np.arange(len(requests)), min(rounds, len(requests))):
+        direct = rate_of(predictor, texts)
+        sent = [requests[i] for i in part]
+        seconds, of_round, failed = asyncio.run(send_requests(url, sent, clients))
+        taken, errors = taken + of_round, errors + failed
+        rates.append(len(of_round) / seconds)
+        ratios.append(len(of_round) / seconds / direct)
+    p50, p99 = map(float, 1000 * np.percentile(taken, (50, 99)))
+    return dict(
+        clients=clients,
+        requests=len(taken),
+        errors=errors,
+        requests_per_second=float(np.median(rates)),
+        p50_ms=p50,
+        p99_ms=p99,
+        share_of_predictor=spread(np.array(ratios)),
+    )
+
+
 def load_test(
     model,  # Folder in one of the `FORMS`
     texts: list,
     requests: int,  # In all
     clients=(1, 8, 32, 64),  # Numbers of clients, one after the other
+    rounds: int = 3,  # For each number of clients
+    options=(),  # Of `imdb-sentiment serve`
 ) -> list:
-    "What `send_requests` finds with a server of its own, for each number of clients."
-    server, url = start_server(model)
+    "What `load_rounds` finds with a server of its own, for each number of clients."
+    server, url = start_server(model, *options)
+    predictor = Predictor.load(model, "cpu")
     share = [texts[i % len(texts)] for i in range(requests // len(clients))]
     try:
-        return [asyncio.run(send_requests(url, share, n)) for n in clients]
+        asyncio.run(send_requests(url, texts[:64], 8))  # warms the server up, as `rate_of` does
+        return [load_rounds(url, predictor, texts, share, n, rounds) for n in clients]
     finally:
         server.terminate()
         server.wait(60)

@@ -9,7 +9,8 @@ __all__ = ['TOKENS', 'SIZES', 'VARIED', 'AXIS_LABELS', 'cost_of', 'growth_settin
            'same_weights', 'kill_and_resume']
 
 # %% ../../nbs/12a_bench_scaling.ipynb #1f579b33
-import os, random, signal, threading
+import multiprocessing, os, random, signal, threading
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -270,8 +271,12 @@ def train_until_killed(
     run,  # Run folder
     seconds: float = 0,  # After the first step: when to be killed; 0 is never
     at_file: int = 0,  # Of the checkpoints, counted from 1: during which to be killed; 0 is none
+    log=None,  # File for what the process says; the terminal if None
 ):
     "Train in this process, which may be killed before the end."
+    if log:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
     loop, checkpoints = train_epoch.__globals__, save_checkpoint.__globals__  # of their modules
     step, write, written = loop["train_step"], checkpoints["write_tensors"], []
@@ -299,15 +304,18 @@ def was_killed(
     **moment,  # `seconds` or `at_file`, for `train_until_killed`
 ) -> bool:
     "Whether the training was killed; otherwise it reached its end."
-    try:
-        in_own_process(
-            "benches.scaling.train_until_killed", settings=settings, run=str(run), **moment
-        )
-    except RunError as e:
-        if f"exit status {128 + signal.SIGKILL}" not in str(e):
-            raise
-        return True
-    return False
+    module, log = "imdb_sentiment.benches.scaling", Path(f"{run}.log")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    train_it = import_module(module).train_until_killed  # which the process can import
+    process = context.Process(
+        target=train_it, args=(settings, str(run)), kwargs=moment | dict(log=log)
+    )
+    process.start()
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise RunError(f"The training failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    return process.exitcode != 0
 
 
 def same_weights(
@@ -329,7 +337,7 @@ def kill_and_resume(
     whole, run = Path(folder) / "whole", Path(folder) / "killed"
     for path in (whole, run):
         prepared_run(settings, path)
-    in_own_process("benches.scaling.train_until_killed", settings=settings, run=str(whole))
+    was_killed(settings, whole)
     rng, in_a_write = random.Random(seed), 0
     for done in range(kills):
         if done % 2:
@@ -339,7 +347,7 @@ def kill_and_resume(
         if not was_killed(settings, run, **moment):
             raise RunError(f"Training ended after {done} of {kills} kills. Give it more epochs.")
         in_a_write += "at_file" in moment
-    in_own_process("benches.scaling.train_until_killed", settings=settings, run=str(run))
+    was_killed(settings, run)
     summary = read_json(run / "training.json")
     return dict(
         kills=kills,
