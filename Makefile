@@ -47,7 +47,7 @@ test: export HF_HUB_OFFLINE := 1
 test: lint ## Every check: lint, notebooks in sync and clean, their asserts, pytest, the demo report end to end
 	@command -v chromium >/dev/null || { $(call apt,chromium); } || echo "No Chromium: what needs a browser is skipped. Install it: sudo apt-get install chromium, or as root: make test APT=yes"
 	python -c "from imdb_sentiment.examples import check_examples; check_examples()"
-	python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder tests
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lab: $(READY) ## Open JupyterLab on the notebooks
 	jupyter lab --notebook-dir=nbs
