@@ -24,9 +24,7 @@ class Chapter:
     settings: str  # Last group of settings that it reads, one of `config.CHAPTERS`, or `all`
     reads: tuple = ()  # Files in the run folder that others write; may be patterns
     writes: tuple = ()  # Files in the run folder that it writes
-    timed: bool = (
-        False  # Whether it reports how long something took, so that nothing may run beside it
-    )
+    timed: bool = False  # Whether it reports how long something took: nothing runs beside it
 
 
 MODEL = ("model/model.safetensors", "model/config.json")

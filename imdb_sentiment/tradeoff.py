@@ -19,7 +19,7 @@ from .ngrams import load_ngrams
 from .cascade import ENCODER, Cascade, read_cascades
 from .calibration import confidence_of
 from .decisions import reviews_of
-from .speeds import encoder_logits
+from .speeds import encoder_logits, mark_speeds
 from .metrics import compare_pairs, share_with_interval
 from .reliability import ece, pivotal_interval, selective_accuracy
 
@@ -109,15 +109,8 @@ def plot_tradeoff(
         ax.fill_between(x, 100 * rows.ci_low, 100 * rows.ci_high, color=PALETTE["pos"], alpha=0.15)
     alone = 100 * speeds[ENCODER]["accuracy"]["value"]
     ax.axhline(alone, ls="--", color=PALETTE["dim"], label="the encoder alone reads every review")
-    at: dict = {}
-    for name, found in speeds.items():
-        if name != ENCODER:
-            key = 100 * found["share_asked"], 100 * found["accuracy"]["value"]
-            at.setdefault(key, []).append(name)
-    for point, names in at.items():
-        ax.plot(*point, "o", ms=8, color=PALETTE["accent"])
-        place = dict(textcoords="offset points", xytext=(6, -12), fontsize=9)
-        ax.annotate(", ".join(names), point, **place)
+    place = lambda found: (100 * found["share_asked"], 100 * found["accuracy"]["value"])
+    mark_speeds(ax, {name: place(v) for name, v in speeds.items() if name != ENCODER})
     ax.set(title="Accuracy on the test reviews", xlim=(-3, 112))
     ax.set(xlabel="reviews that the encoder reads (%)", ylabel="accuracy (%), 95% interval")
     ax.legend(loc="lower right", fontsize=9)
@@ -133,20 +126,20 @@ def measure_speeds(
     chosen = read_json(require_file(run, "speeds.json", "04h_speeds"))
     encoder, reviews = encoder_logits(run, "test", decided["temperature"]), reviews_of(run, "test")
     labels, cascades = reviews.label.to_numpy(), read_cascades(run / "model")
-    rate, ngrams = None, encoder
+    rate = ngrams = None
     if cascades:
         started, model = time.perf_counter(), load_ngrams(run)
         ngrams = model(reviews.text.tolist())
         rate = len(reviews) / (time.perf_counter() - started)
     asked = (cascades, ngrams, encoder, labels)
     speeds = score_speeds(*asked, decided["threshold"], cfg.resamples, cfg.seed)
-    encoder_rate = read_json(require_file(run, "evaluation.json", "05b_evaluation"))[
+    evaluation = read_json(require_file(run, "evaluation.json", "05b_evaluation"))
+    encoder_rate = speeds[ENCODER]["estimated_reviews_per_second"] = evaluation[
         "reviews_per_second"
     ]
-    for found in speeds.values():
-        share, reads = found["share_asked"], rate or np.inf
-        found["estimated_reviews_per_second"] = combined_rate(reads, encoder_rate, share)
-    speeds[ENCODER]["estimated_reviews_per_second"] = encoder_rate
+    for name in cascades:
+        both = combined_rate(rate, encoder_rate, speeds[name]["share_asked"])
+        speeds[name]["estimated_reviews_per_second"] = both
     curve = curve_on_test(chosen["curve"], *asked[1:]) if cascades else []
     return dict(
         speeds=speeds, curve=curve, ngram_reviews_per_second=rate, ngram_bytes=chosen["bytes"]

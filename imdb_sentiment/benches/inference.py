@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'BASELINE', 'BATCH_SIZES', 'WORDS', 'export_all', 'pipeline_scorer', 'predictor_scorer', 'timed', 'rate_of',
-           'compare_forms', 'latency', 'rate_by_batch', 'correct_in', 'accuracy_drop', 'request_bytes', 'read_status',
-           'send_requests', 'start_server', 'load_rounds', 'load_test', 'write_rows', 'count_lines', 'predict_many',
-           'gpu_share', 'plot_rates', 'plot_forms']
+           'compare_with_baseline', 'compare_forms', 'latency', 'rate_by_batch', 'correct_in', 'accuracy_drop',
+           'request_bytes', 'read_status', 'send_requests', 'start_server', 'load_rounds', 'load_test', 'write_rows',
+           'count_lines', 'predict_many', 'gpu_share', 'plot_rates', 'plot_forms']
 
 # %% ../../nbs/12d_bench_inference.ipynb #2a5bcca6
 import asyncio, json, os, subprocess, sys, time
@@ -125,27 +125,39 @@ def rate_of(
     return len(texts) / timed({"way": way}, texts, 1)["way"][0]
 
 
+def compare_with_baseline(
+    model,  # Folder from `export_model`, for the baseline
+    ours: dict,  # Name to function of texts
+    texts: list,
+    rounds: int,  # Of all, in turns
+    device: str = "cpu",
+    tried: int | None = None,  # Texts on which the batch sizes are tried; None for all
+) -> dict:
+    "Reviews per second of the baseline at its best batch size and of ours, and the speedups of ours."
+    baseline = lambda size: pipeline_scorer(model, size, device)
+    rates = {size: rate_of(baseline(size), texts[:tried]) for size in BATCH_SIZES}
+    best = max(rates, key=rates.get)
+    found = timed({BASELINE: baseline(best), **ours}, texts, rounds)
+    seconds = {name: np.array(of_rounds) for name, of_rounds in found.items()}
+    return dict(
+        peer_batch_size=best,
+        peer_by_batch_size=rates,
+        reviews_per_second={name: spread(len(texts) / s) for name, s in seconds.items()},
+        speedup={name: spread(seconds[BASELINE] / seconds[name]) for name in ours},
+        reviews=len(texts),
+        device=device,
+    )
+
+
 def compare_forms(
     forms: dict,  # Form to folder
     texts: list,
     rounds: int,  # Of all, in turns
     device: str = "cpu",
 ) -> dict:
-    "Reviews per second of the baseline and of each form, and the speedups of the forms."
-    baseline = lambda size: pipeline_scorer(forms["huggingface"], size, device)
-    tried = {size: rate_of(baseline(size), texts) for size in BATCH_SIZES}
-    best = max(tried, key=tried.get)
+    "`compare_with_baseline` for each form."
     ours = {form: predictor_scorer(path, device) for form, path in forms.items()}
-    found = timed({BASELINE: baseline(best), **ours}, texts, rounds)
-    seconds = {name: np.array(of_rounds) for name, of_rounds in found.items()}
-    return dict(
-        peer_batch_size=best,
-        peer_by_batch_size=tried,
-        reviews_per_second={name: spread(len(texts) / s) for name, s in seconds.items()},
-        speedup={form: spread(seconds[BASELINE] / seconds[form]) for form in forms},
-        reviews=len(texts),
-        device=device,
-    )
+    return compare_with_baseline(forms["huggingface"], ours, texts, rounds, device)
 
 # %% ../../nbs/12d_bench_inference.ipynb #02b0b19d
 def latency(

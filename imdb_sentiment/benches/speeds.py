@@ -22,7 +22,7 @@ from ..files import predict_file
 from ..metrics import compare_pairs, share_with_interval
 from ..export import export_form
 from .measuring import spread
-from .inference import BASELINE, BATCH_SIZES, pipeline_scorer, rate_of, timed
+from .inference import BASELINE, compare_with_baseline
 
 # %% ../../nbs/12e_bench_speeds.ipynb #547164fc
 MEASURED_FORMS = ("huggingface", "int8", "openvino-int8")
@@ -44,28 +44,13 @@ def compare_speeds(
     texts: list,
     rounds: int,  # Of all, in turns
 ) -> dict:
-    "Reviews per second of the baseline and of each speed in each form, and the speedups."
-    tried = {
-        size: rate_of(pipeline_scorer(forms["huggingface"], size), texts[:128])
-        for size in BATCH_SIZES
+    "`compare_with_baseline` for each speed in each form, by the name `form speed`."
+    ours = {
+        f"{form} {speed}": Predictor.load(path, "cpu", speed=speed, long_texts="truncate")
+        for form, path in forms.items()
+        for speed in (ENCODER, *read_cascades(path))
     }
-    best = max(tried, key=tried.get)
-    ways = {BASELINE: pipeline_scorer(forms["huggingface"], best)}
-    for form, path in forms.items():
-        for speed in (ENCODER, *read_cascades(path)):
-            ways[f"{form} {speed}"] = Predictor.load(
-                path, "cpu", speed=speed, long_texts="truncate"
-            )
-    seconds = {name: np.array(s) for name, s in timed(ways, texts, rounds).items()}
-    return dict(
-        peer_batch_size=best,
-        peer_by_batch_size=tried,
-        reviews_per_second={name: spread(len(texts) / s) for name, s in seconds.items()},
-        speedup={
-            name: spread(seconds[BASELINE] / s) for name, s in seconds.items() if name != BASELINE
-        },
-        reviews=len(texts),
-    )
+    return compare_with_baseline(forms["huggingface"], ours, texts, rounds, tried=128)
 
 # %% ../../nbs/12e_bench_speeds.ipynb #c8e2bb95
 def speed_accuracies(
