@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['without_docstrings', 'names_in', 'definitions_in', 'library_imports', 'library_module', 'look_up', 'reachable_code',
-           'code_fingerprint', 'parse_cell', 'cell_names', 'loop_names', 'scopes_of', 'run_cells', 'code_behind',
-           'chapter_code']
+           'code_fingerprint', 'parse_cell', 'cell_names', 'loop_names', 'scopes_of', 'is_measured', 'run_cells',
+           'code_behind', 'chapter_code']
 
 # %% ../nbs/00d_fingerprints.ipynb #99989113
 import ast, functools, hashlib, importlib.util, json, re, symtable
@@ -168,14 +168,21 @@ def scopes_of(
     return [table, *(scope for child in table.get_children() for scope in scopes_of(child))]
 
 # %% ../nbs/00d_fingerprints.ipynb #d6dd4091
+def is_measured(
+    cell,  # Of a notebook
+) -> bool:
+    "Whether only the pipeline runs the cell."
+    return bool(re.search(r"^#\|\s*eval:\s*false", cell.source, re.M))
+
+
 def run_cells(
     notebook,  # An `nbformat` notebook
 ) -> list:
     "The syntax trees of the cells that a chapter's result depends on, in their order."
-    cells = [c.source for c in notebook.cells if c.cell_type == "code"]
-    cells = [s for s in cells if not re.search(r"^#\|\s*(export|default_exp)", s, re.M)]
-    trees = [without_docstrings(parse_cell(s)) for s in cells]
-    counts = [bool(re.search(r"^#\|\s*eval:\s*false", s, re.M)) for s in cells]
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    cells = [c for c in cells if not re.search(r"^#\|\s*(export|default_exp)", c.source, re.M)]
+    trees = [without_docstrings(parse_cell(c.source)) for c in cells]
+    counts = [is_measured(c) for c in cells]
     wanted = set()
     for i in range(len(trees) - 1, -1, -1):  # what a cell needs was bound above it
         needed, bound = cell_names(trees[i])

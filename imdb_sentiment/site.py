@@ -18,10 +18,11 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from .runs import RunError, atomic_path, project_root, read_json, remove
+from .fingerprints import is_measured
 from .rendering import protect_pages
 from .publishing import cell_conditions, report_conditions
 from .readme import load_reports
-from .examples import executed, is_measured, run_examples
+from .examples import executed, run_examples
 from imdb_sentiment.reference import (
     chapter_of,
     library,
