@@ -78,10 +78,13 @@ def mark_speeds(
     at: dict = {}
     for name, point in points.items():
         at.setdefault(point, []).append(name)
-    for point, names in at.items():
-        place = dict(textcoords="offset points", xytext=(6, -12), fontsize=9)
+    below = dict(xytext=(6, -14))
+    above = dict(xytext=(0, 8), ha="center")
+    for i, (point, names) in enumerate(sorted(at.items())):  # neighbours are apart
+        place = dict(textcoords="offset points", fontsize=9, **(above if i % 2 else below))
         ax.plot(*point, "o", ms=9, color=PALETTE["accent"])
         ax.annotate(", ".join(names), point, **place)
+    ax.margins(y=0.15)
 
 
 def plot_speed_curve(
