@@ -67,7 +67,7 @@ def report(
     if list_settings:
         print(settings_help())
         return
-    from imdb_sentiment.config import data_name
+    from imdb_sentiment.data import data_name
     from imdb_sentiment.runs import report_name
     from imdb_sentiment.runs import project_root
     from imdb_sentiment.pipeline import run_pipeline

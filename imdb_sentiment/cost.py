@@ -8,7 +8,7 @@ __all__ = ['PERTURBED_SECONDS', 'SUITE_SECONDS', 'COLOURED_SECONDS', 'MEASURED_S
            'describe_cost', 'sampled_seconds', 'report_seconds', 'describe_report']
 
 # %% ../nbs/03c_cost.ipynb #3580dd98
-import math, time
+import time
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -17,13 +17,17 @@ from .config import Config
 from .progress import describe_seconds
 from .samples import affordable_size
 from .devices import peak_memory, synchronize
+from .optimizer import epoch_length
 from .checkpoints import optimizer_tensors
 from .loop import TrainingJob, forward_backward, make_batch, predict_logits
 
 # %% ../nbs/03c_cost.ipynb #8f5a7131
-def batch_sizes(job: TrainingJob) -> np.ndarray:
+def batch_sizes(
+    job: TrainingJob,
+    epoch: int,  # Counts from 0
+) -> np.ndarray:
     "What the cost model needs of each batch of an epoch: 1, tokens with padding, pairs of tokens."
-    lengths = np.minimum(job.data.tokens["train"]["n_tokens"], job.cfg.max_length)
+    lengths = np.minimum(job.data.tokens["train"]["n_tokens"], epoch_length(job.cfg, epoch))
     lengths = lengths * (1 - job.cfg.token_dropout)
     shapes = np.array([(len(rows), lengths[rows].max()) for rows in job.data.batches])
     tokens = shapes.prod(1)
@@ -38,7 +42,7 @@ def try_batches(
     seconds, batches = [], list(job.data.batches)
     job.model.train()
     for i in numbers:
-        batch = make_batch(job, batches[i], i)
+        batch = make_batch(job, batches[i], i, job.cfg.epochs - 1)
         tensors = {k: v for k, v in batch.items() if k not in ("reviews", "weight")}
         started = time.monotonic()
         forward_backward(job, tensors, exchange=False)
@@ -89,23 +93,27 @@ def estimate_cost(
     job: TrainingJob,  # Left as it is
     tries: int = 8,  # Batches to try, from short to long
 ) -> dict:
-    "Expected `seconds` left of the run, `step_seconds` of a step, and peak `bytes` of memory."
+    "Expected `seconds` left, `step_seconds` of a step in each epoch, and peak `bytes` of memory."
     from scipy.optimize import nnls
 
-    sizes = batch_sizes(job)
+    sizes = batch_sizes(job, job.cfg.epochs - 1)
     by_size = np.argsort(sizes[:, 2], kind="stable")
     tried = by_size[np.linspace(0, len(sizes) - 1, tries).astype(int)]
     seconds = try_batches(job, [tried[0], *tried])[1:]  # the first one warms up
     coefficients, _ = nnls(sizes[tried] / np.array(seconds)[:, None], np.ones(tries))
-    epoch = (sizes @ coefficients).sum() + len(sizes) * update_seconds(job)
-    epochs, each = job.cfg.epochs - job.state.step / len(sizes), review_seconds(job)
+    update, each = update_seconds(job), review_seconds(job)
+    steps = [
+        float((batch_sizes(job, epoch) @ coefficients).mean() + update)
+        for epoch in range(job.cfg.epochs)
+    ]
+    left = np.clip(np.arange(1, job.cfg.epochs + 1) * len(sizes) - job.state.step, 0, len(sizes))
 
     moments = 8 * job.plain_model().num_parameters()
     to_come = moments * (not optimizer_tensors(job.optimizer)) + moments * (job.device != "cuda")
-    training = epochs * epoch + math.ceil(epochs) * evaluation_seconds(job, each)
+    training = left @ steps + np.count_nonzero(left) * evaluation_seconds(job, each)
     return dict(
         seconds=float(training),
-        step_seconds=float(epoch / len(sizes)),
+        step_seconds=steps,
         review_seconds=each,
         bytes=peak_memory(job.device) + to_come,
     )

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .config import Config
 from .devices import mixed_precision, pick_device, pick_precision, release_memory
-from .progress import Progress, show_note
+from .progress import Pace, Progress, show_note
 from .data import load_split, task_of, with_labels
 from imdb_sentiment.tokens import (
     LengthBatches,
@@ -34,7 +34,15 @@ from imdb_sentiment.tokens import (
     tokenize_reviews,
 )
 from .model import make_model
-from .optimizer import drop_tokens, make_optimizer, rate_factor, set_rate, warmup_of
+from imdb_sentiment.optimizer import (
+    drop_tokens,
+    epoch_length,
+    make_optimizer,
+    rate_factor,
+    set_rate,
+    shorten,
+    warmup_of,
+)
 from imdb_sentiment.checkpoints import (
     State,
     append_log,
@@ -168,7 +176,8 @@ class TrainingJob:
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.precision == "fp16")
         self.model = self.accelerator.prepare(model)
         self.pending = []  # sums of steps that have not been fetched from the device
-        self.pace = None  # set by `train`: compares the steps with their estimate
+        self.step_seconds = []  # set by `train`: what a step of each epoch is expected to take
+        self.pace = None  # compares the steps of an epoch with that
         self.rate = 0.0  # learning rate of the newest step
         self.restore()
 
@@ -218,12 +227,16 @@ def make_batch(
     job: TrainingJob,
     rows: list,  # Row numbers, from `LengthBatches`
     number: int,  # Of the batch in the epoch
+    epoch: int,  # Counts from 0
 ) -> dict:
     "The batch of these rows on the device: tensors, `reviews` in all and `weight` of this process."
     cfg, data = job.cfg, job.data
-    batch = job.collated([data.rows[i] for i in rows])
+    length = epoch_length(cfg, epoch)
+    batch = job.collated(
+        [shorten(data.rows[i], length, cfg.truncation, data.special_ids) for i in rows]
+    )
     if cfg.token_dropout:
-        seed = seed_of(cfg.seed, job.state.epoch, number, job.accelerator.process_index)
+        seed = seed_of(cfg.seed, epoch, number, job.accelerator.process_index)
         generator = torch.Generator().manual_seed(seed >> 1)  # which takes 63 bits
         pad_id = data.tokenizer.pad_token_id
         batch = drop_tokens(batch, cfg.token_dropout, data.special_ids, pad_id, generator)
@@ -236,7 +249,7 @@ def epoch_batches(
 ):
     "The batches of the epoch, each made when it is asked for."
     for number, rows in enumerate(islice(job.data.batches, first, None), first):
-        yield make_batch(job, rows, number)
+        yield make_batch(job, rows, number, job.state.epoch)
 
 
 def timed_batches(
@@ -400,8 +413,7 @@ def train_epoch(
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     job.data.batches.set_epoch(state.epoch)
     job.model.train()
-    if job.pace:
-        job.pace.start()
+    job.pace = Pace(job.step_seconds[state.epoch]) if job.step_seconds else None
     name, n = f"epoch {state.epoch + 1} of {cfg.epochs}", len(job.data.rows)
     with Progress(n, name, min(state.batch * cfg.batch_size, n)) as progress:
         for batch in timed_batches(job):

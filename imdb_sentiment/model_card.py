@@ -13,11 +13,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from yaml import YAMLError
 
-from .config import SettingError, about_films
+from .config import SettingError
 from .runs import RunError, atomic_path, read_json
 from .rendering import render
 from .hub_errors import SILENT, class_names, hub_reason
 from .hub import bounded
+from .data import about_films
 
 # %% ../nbs/07a_model_card.ipynb #05046616
 HUB_ENCODERS = {  # names of folders that are known to hold an encoder of the Hub

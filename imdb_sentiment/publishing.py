@@ -11,10 +11,11 @@ __all__ = ['MEASURED', 'DESCRIBED', 'WIDGET', 'BENCHES', 'shown_settings', 'chap
 import json, shutil, tempfile
 from pathlib import Path
 
-from .config import Config, PLACES, about_films, data_name, plain_settings
+from .config import Config, PLACES, plain_settings
 from .runs import atomic_path, locked, project_root, read_json, recover
 from .devices import hardware
 from .progress import orderly_exit
+from .data import about_films, data_name
 from .staleness import CHAPTER_LIST, Chapter, chapter_records
 from .pipeline import check_data, require_pipeline, run_chapter
 

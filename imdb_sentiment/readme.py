@@ -12,7 +12,6 @@ from pathlib import Path
 
 from imdb_sentiment.config import (
     EXECUTION,
-    ORIGINALS,
     PLACES,
     config_differences,
     make_config,
@@ -20,6 +19,7 @@ from imdb_sentiment.config import (
 )
 from .runs import project_root, read_json
 from .rendering import render
+from .data import ORIGINALS
 from .trust import reasons_to_doubt
 from .pipeline import local_kernel, require_pipeline
 
@@ -51,7 +51,7 @@ def setting_options(
 ) -> list:
     "`--set` with each setting that differs from the preset, those of the execution left out."
     preset, unset = plain_settings(make_config(m["preset"])), (None, "", "embedded", "tiny")
-    found = dict(calibration_share=0) | m["settings"]  # older reports have no such split
+    found = dict(calibration_share=0, first_length=None) | m["settings"]  # of older reports
     if m.get("data_name") == "IMDb reviews" and Path(found["data"]).name not in ORIGINALS:
         found["domain"] = "imdb"
     aside = {*EXECUTION, "label_names", *(k for k in PLACES if found.get(k) in unset)}

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from .config import Config, about_films
+from .config import Config
 from .runs import RunError, atomic_path, project_root, read_json, recover, write_json
 from .rendering import render, sentences
+from .data import about_films
 from .staleness import CHAPTER_LIST
 from .pipeline import TRAINING, require_pipeline
 from .private_texts import chapters_without_texts, private_texts, without_texts
@@ -44,8 +45,7 @@ def gpu_sentence(
     m: dict,  # Content of `metrics.json`
 ) -> str:
     "Whether a GPU was used for training, and which."
-    machine = m["machine"]
-    return "No GPU ran." if machine["device"] == "cpu" else f"GPU: {machine['gpu']}."
+    return "No GPU ran." if m["machine"]["device"] == "cpu" else f"GPU: {m['machine']['gpu']}."
 
 
 def headline_values(

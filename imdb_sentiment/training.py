@@ -34,7 +34,7 @@ from imdb_sentiment.devices import (
     pick_device,
     repeatable,
 )
-from .progress import Pace, orderly_exit, show_note, stop_signals
+from .progress import orderly_exit, show_note, stop_signals
 from .figures import PALETTE
 from imdb_sentiment.data import (
     SPLIT_FILES,
@@ -241,7 +241,7 @@ def train(
             cost = estimate_cost(job)
             cost["report"] = report_seconds(cfg, cost, run)
             state.estimate = state.estimate or cost
-            job.pace = Pace(cost["step_seconds"])
+            job.step_seconds = cost["step_seconds"]
             if main:
                 announce(job, cost)
         with stop_signals() as job.stop_asked:

@@ -11,8 +11,8 @@ import re
 
 import numpy as np, pandas as pd
 
-from .config import about_films
 from .rendering import sentences
+from .data import about_films
 from .metrics import share_with_interval
 
 # %% ../nbs/06d_trust.ipynb #9da697f3
