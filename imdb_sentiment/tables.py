@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEMBER', 'EXTRA_COLUMNS', 'TABLES', 'review_row', 'safe_members', 'read_tarball', 'read_unpacked', 'read_archive',
            'find_column', 'text_columns', 'usable_row', 'Table', 'table_of', 'read_table', 'check_bad_rows', 'stars_of',
-           'has_own_ids', 'review_ids', 'columns_left_out', 'accepted_labels', 'table_rows', 'is_table', 'table_files',
+           'own_ids', 'review_ids', 'columns_left_out', 'accepted_labels', 'table_rows', 'is_table', 'table_files',
            'read_tables']
 
 # %% ../nbs/01a_tables.ipynb #e7b61cf9
@@ -226,12 +226,18 @@ def stars_of(
     return stars.astype("Int64") if (valid | (given == "")).all() else none
 
 # %% ../nbs/01a_tables.ipynb #c13e30cf
-def has_own_ids(
+def own_ids(
     rows: pd.DataFrame,  # Of a `Table`
-) -> bool:
-    "Whether there is a column `id` that gives each row a different one."
-    given = rows.id.map(label_text) if "id" in rows else pd.Series("", index=rows.index)
-    return bool((given != "").all() and not given.duplicated().any())
+    labels: pd.Series,  # Label name of each row
+) -> pd.Series | None:
+    "The column `id` in the form of the archive, without the split; `None` if it has repeats or gaps."
+    if "id" not in rows:
+        return None
+    given = ids = rows.id.map(label_text)
+    if (stars := stars_of(rows)).notna().all():
+        ids = ids.where(ids.str.contains("[_/]"), ids + "_" + stars.astype(str))
+    ids = ids.where(ids.str.contains("/"), labels + "/" + ids)
+    return None if (given == "").any() or ids.duplicated().any() else ids
 
 
 def review_ids(
@@ -240,10 +246,10 @@ def review_ids(
     labels: pd.Series,  # Label name of each row
 ) -> pd.Series:
     "The id of each row, in the form of the original archive."
-    ids = rows.id.map(label_text) if has_own_ids(rows) else rows.number.astype(str)
-    if (stars := stars_of(rows)).notna().all():
-        ids = ids.where(ids.str.contains("[_/]"), ids + "_" + stars.astype(str))
-    return ids.where(ids.str.contains("/"), part + "/" + labels + "/" + ids)
+    ids = own_ids(rows, labels)
+    if ids is None:
+        return part + "/" + labels + "/" + rows.number.astype(str)
+    return ids.where(ids.str.count("/") > 1, part + "/" + ids)
 
 # %% ../nbs/01a_tables.ipynb #9c76e3c2
 def columns_left_out(
@@ -251,7 +257,7 @@ def columns_left_out(
 ) -> list:
     "Sentences on the columns `id` and `rating`, if they do not hold what their names promise."
     found = []
-    if "id" in rows and not has_own_ids(rows):
+    if "id" in rows and own_ids(rows, rows.label) is None:
         found.append("the column id is not used, since some ids are missing or occur twice")
     if "rating" in rows and stars_of(rows).isna().all():
         found.append(
