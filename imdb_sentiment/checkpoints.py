@@ -30,7 +30,7 @@ class State:
     batch: int = 0  # Batches done in the current epoch
     step: int = 0  # Steps done in all
     best_epoch: int = 0  # Counts from 1; 0 before the first
-    best_accuracy: float = -1.0  # On validation
+    best_score: float = -1.0  # On validation
     # Sums over the current epoch: loss, correct predictions, reviews
     running: list = field(default_factory=lambda: [0.0, 0.0, 0])
     seconds: float = 0.0  # Wall time of all sessions

@@ -122,6 +122,12 @@ class DataSettings(Settings):
     )
     label_column: str = setting("label", "column that holds the label", "data")
     label_names: tuple = setting((), "label names in order; empty takes those found", "data")
+    task: str = setting(
+        "classes",
+        "classes: one of several labels; stars: labels are whole numbers, whose order counts",
+        "data",
+        choices=("classes", "stars"),
+    )
     delimiter: str = setting(
         "", "what separates the fields of a table, such as ;, @ or tab; empty finds it", "data"
     )
@@ -235,7 +241,7 @@ class TrainingSettings(Settings):
     )
     clip_norm: float = setting(1.0, "largest norm of the gradient", "training", low=1e-6)
     patience: int = setting(
-        2, "stop after this many epochs without a better validation accuracy", "training", low=1
+        2, "stop after this many epochs without a better validation score", "training", low=1
     )
     precision: str = setting(
         "auto",

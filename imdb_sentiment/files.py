@@ -42,7 +42,7 @@ from imdb_sentiment.rows import (
     text_source_rows,
 )
 from .cascade import ENCODER
-from .prediction import COLUMNS, Prediction, Predictor
+from .prediction import COLUMNS, STAR_COLUMNS, Prediction, Predictor
 
 # %% ../nbs/04d_files.ipynb #f7c43a7c
 def output_columns(
@@ -50,6 +50,8 @@ def output_columns(
 ) -> dict:
     "Names and Arrow types of the columns that are added to a row."
     columns = dict(zip(COLUMNS, (pa.string(), pa.float64(), pa.bool_(), pa.float64())))
+    if predictor.kind == "stars":
+        columns |= dict(zip(STAR_COLUMNS, (pa.float64(), pa.int64(), pa.int64())))
     return columns | {f"probability_{label}": pa.float64() for label in predictor.labels}
 
 
@@ -58,9 +60,12 @@ def output_values(
 ) -> dict:
     "The values of these columns."
     p = prediction
-    values = (p.label, round(p.probability, 6), p.abstains, round(p.share_read, 6))
-    probabilities = {f"probability_{k}": round(v, 6) for k, v in p.probabilities.items()}
-    return dict(zip(COLUMNS, values)) | probabilities
+    values = dict(
+        zip(COLUMNS, (p.label, round(p.probability, 6), p.abstains, round(p.share_read, 6)))
+    )
+    if p.stars is not None:
+        values |= dict(zip(STAR_COLUMNS, (round(p.stars, 4), p.stars_low, p.stars_high)))
+    return values | {f"probability_{k}": round(v, 6) for k, v in p.probabilities.items()}
 
 # %% ../nbs/04d_files.ipynb #6248bca4
 def text_of(

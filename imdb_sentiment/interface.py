@@ -105,6 +105,9 @@ def response_types() -> SimpleNamespace:
         )
         share_read: float = Field(description="Share of the text's tokens that the model read")
         probabilities: dict[str, float]
+        stars: float | None = Field(None, description="Expected stars, of a model for stars")
+        stars_low: int | None = Field(None, description="With about 80%, at least so many")
+        stars_high: int | None = Field(None, description="With about 80%, at most so many")
         explanation: Explanation | None = Field(None, description="Only if requested")
 
     class Predictions(BaseModel):
@@ -123,6 +126,7 @@ def response_types() -> SimpleNamespace:
         status: str
         model: str
         labels: list[str]
+        task: str = Field(description="`stars` if the labels are stars, else `classes`")
         key_needed: bool
         most_texts: int
         worker: int = Field(description="Number of the process that gave this answer")

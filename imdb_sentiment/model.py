@@ -68,6 +68,7 @@ class TransformerClassifierConfig(PretrainedConfig):
         read_length: int = 256,  # Tokens read of a review (`max_length` is about generating text)
         truncation: str = "head",  # Which part of a longer review is read
         logit_temperature: float = 1.0,  # Divides the logits of predictions; fitted on validation
+        task: str = "classes",  # What a label is, one of `tasks.TASKS`
         **kwargs,
     ):
         if isinstance(encoder, PretrainedConfig):
@@ -77,6 +78,7 @@ class TransformerClassifierConfig(PretrainedConfig):
         self.read_length = read_length
         self.truncation = truncation
         self.logit_temperature = logit_temperature
+        self.task = task
         super().__init__(**kwargs)
 
     def encoder_config(self):
@@ -271,6 +273,7 @@ def make_model(
         dropout=cfg.dropout,
         read_length=cfg.max_length,
         truncation=cfg.truncation,
+        task=cfg.task,
         id2label=dict(enumerate(names)),
         label2id={n: i for i, n in enumerate(names)},
     )

@@ -31,7 +31,14 @@ from .progress import LogLines, describe_seconds, orderly_exit
 from .splits import hold_out, labels_missing
 from .data import load_reviews, reading_notes
 from .kernels import environment, local_kernel, start_ahead
-from .staleness import CHAPTER_LIST, Chapter, chapter_records, fingerprint, is_current
+from imdb_sentiment.staleness import (
+    CHAPTER_LIST,
+    Chapter,
+    chapter_records,
+    chapters_of,
+    fingerprint,
+    is_current,
+)
 from .timetable import chapters_at_once, dependants, run_chapters
 
 # %% ../nbs/08a_pipeline.ipynb #2521b2c9
@@ -343,10 +350,10 @@ def run_pipeline(
     check_sources(cfg, run, notebooks, say)
     if not run.exists():
         open_run(cfg, run)
-    device, total = pick_device(cfg.device), len(CHAPTER_LIST)
+    device, chapters = pick_device(cfg.device), chapters_of(cfg)
     quiet = cfg.data != "embedded"  # its times mean nothing
-    order = CHAPTER_LIST if quiet else sorted(CHAPTER_LIST, key=lambda c: -len(dependants(c)))
-    labels = {c.name: f"[{i}/{total}] {c.name}" for i, c in enumerate(CHAPTER_LIST, 1)}
+    order = chapters if quiet else sorted(chapters, key=lambda c: -len(dependants(c)))
+    labels = {c.name: f"[{i}/{len(chapters)}] {c.name}" for i, c in enumerate(chapters, 1)}
     parameters = notebook_parameters(preset, run, cfg, overrides)
 
     def current(chapter):

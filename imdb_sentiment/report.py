@@ -19,7 +19,7 @@ from .config import Config
 from .runs import RunError, atomic_path, project_root, read_json, recover, write_json
 from .rendering import render, sentences
 from .data import about_films
-from .staleness import CHAPTER_LIST
+from .staleness import CHAPTER_LIST, chapters_of
 from .pipeline import TRAINING, require_pipeline
 from .private_texts import chapters_without_texts, private_texts, without_texts
 from .publishing import collect_metrics, local_paths, publishable, report_conditions
@@ -29,7 +29,7 @@ def with_article(
     called: str,  # From `data_name`
 ) -> str:
     "The name with its article, if it takes one."
-    return f"the {called}" if about_films(called) else called
+    return f"the {called}" if about_films(called) or called.startswith("stars of ") else called
 
 
 def title_of(
@@ -127,16 +127,15 @@ def claims_table(
 ) -> list:
     "Each claim of the original write-up and what this run found, as pairs."
     training, max_length = m["training"], m["settings"]["max_length"]
-    epochs, baselines = training["epochs"], m["baselines"]
-    lengths = m["analysis"]["slices"]["By length in tokens"]
+    lengths, epochs = m["analysis"]["slices"]["By length in tokens"], training["epochs"]
     large = {k: v for k, v in lengths.items() if v["reviews"] >= 30} or lengths
     worst = min(large, key=lambda k: large[k]["accuracy"])
     taken = ("accuracy", "support", "test_reviews", "encoder", "machine", "reviews_per_second")
     lines = sentences(
         "claims.txt",
         original=m["original_write_up"],
-        tfidf=baselines["tfidf"]["accuracy"],
-        vader=baselines["vader"]["accuracy"],
+        tfidf=m["baselines"]["tfidf"]["accuracy"],
+        vader=m["baselines"]["vader"]["accuracy"],
         training=training,
         analysis=m["analysis"],
         epochs=epochs,
@@ -161,6 +160,7 @@ SECTIONS = {  # chapter to heading, in the order of the page
     "05b_evaluation": "Evaluation",
     "05c_reliability": "Reliability",
     "05d_tradeoff": "Accuracy against speed",
+    "05e_stars": "Stars",
     "06_analysis": "Analysis",
     "06b_robustness": "Robustness",
     "06c_explanations": "Explanations",
@@ -433,7 +433,7 @@ def publish(
     recover(target)
     with atomic_path(target) as tmp:
         (tmp / "chapters").mkdir(parents=True)
-        for c in CHAPTER_LIST:
+        for c in chapters_of(cfg):
             executed = nbformat.read(run / "chapters" / f"{c.name}.ipynb", 4)
             current = nbformat.read(notebooks / f"{c.name}.ipynb", 4)
             chapters[c.name] = publishable(executed, current, secrets, holds)

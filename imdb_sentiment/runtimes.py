@@ -407,8 +407,8 @@ def config_arguments(
     names = config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
     return dict(
         labels=[names[i] for i in sorted(names, key=int)],
-        read_length=config["read_length"],
-        truncation=config["truncation"],
+        kind=config.get("task", "classes"),
+        **{name: config[name] for name in ("read_length", "truncation")},
         long_texts=config.get("long_texts", "truncate"),
         abstain_below=config.get("abstain_below"),
         temperature=config.get("logit_temperature", 1.0),

@@ -346,7 +346,7 @@ def read_tables(
     tables = [read_table(file, cfg) for _, file in parts]
     check_bad_rows(tables, cfg.max_bad_rows, source)
     labels = pd.concat([table.rows.label for table in tables], ignore_index=True)
-    names = resolve_labels(labels, cfg.label_names, source)
+    names = resolve_labels(labels, cfg.label_names, source, cfg.task)
     rows = [table_rows(table, part, names) for (part, _), table in zip(parts, tables)]
     check_bad_rows(tables, cfg.max_bad_rows, source)
     reviews = pd.concat(rows, ignore_index=True)

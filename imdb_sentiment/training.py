@@ -53,7 +53,7 @@ def evaluate(
     job: TrainingJob,
     part: str,  # `val` or `train sample`
 ) -> tuple:
-    "Loss and accuracy of the model on these reviews."
+    "Loss, accuracy and score of the model on these reviews; what the score is depends on the task."
     model, tokens, accelerator = job.plain_model(), job.data.tokens[part], job.accelerator
     rank, processes = accelerator.process_index, accelerator.num_processes
     logits = np.zeros((len(tokens), model.config.num_labels), dtype=np.float32)
@@ -67,19 +67,20 @@ def evaluate(
     )
     logits = accelerator.reduce(torch.tensor(logits, device=accelerator.device), "sum").cpu()
     labels = torch.as_tensor(np.asarray(tokens["label"]))
-    return job.task.loss(logits, labels).item(), job.task.score(logits, labels)
+    loss = job.task.loss(logits, labels).item()
+    return loss, job.task.accuracy(logits, labels), job.task.score(logits, labels)
 
 # %% ../nbs/03d_training.ipynb #53adea09
 def epoch_record(
     job: TrainingJob,  # After an epoch
-    validation: tuple,  # Loss and accuracy, from `evaluate`
+    validation: tuple,  # Loss, accuracy and score, from `evaluate`
     sample: tuple,  # The same on the sample of the training reviews
     evaluation_seconds: float,  # That both evaluations took
 ) -> dict:
     "What is recorded of an epoch."
     state = job.state
-    (loss, correct, n), (val_loss, val_accuracy) = state.running, validation
-    sample_loss, sample_accuracy = sample
+    (loss, correct, n), (val_loss, val_accuracy, val_score) = state.running, validation
+    sample_loss, sample_accuracy, _ = sample
     earlier = sum(e["seconds"] + e["evaluation_seconds"] for e in state.epochs)
     seconds = state.seconds - earlier
     return dict(
@@ -91,6 +92,7 @@ def epoch_record(
         train_sample_accuracy=sample_accuracy,
         val_loss=val_loss,
         val_accuracy=val_accuracy,
+        val_score=val_score,
         gap=sample_accuracy - val_accuracy,
         seconds=seconds,
         data_seconds=state.waited,
@@ -111,8 +113,8 @@ def finish_epoch(
     state.seconds += record["evaluation_seconds"]
     state.epochs.append(record)
     state.batch, state.running, state.waited = 0, [0.0, 0.0, 0], 0.0
-    if record["val_accuracy"] > state.best_accuracy:
-        state.best_epoch, state.best_accuracy = state.epoch, record["val_accuracy"]
+    if record["val_score"] > state.best_score:
+        state.best_epoch, state.best_score = state.epoch, record["val_score"]
         if job.accelerator.is_main_process:
             save_model(job.plain_model(), job.data.tokenizer, job.run / "model")
     no_longer_better = state.epoch - state.best_epoch >= job.cfg.patience
@@ -183,9 +185,12 @@ def epoch_line(
     record: dict,  # From `finish_epoch`
     epochs: int,  # Of the whole run, at most
     reviews: int,  # In an epoch
+    metric: str = "accuracy",  # What the score is
 ) -> str:
     "The result of an epoch as one line."
     validation = f"validation accuracy {record['val_accuracy']:.2%}, loss {record['val_loss']:.3f}"
+    if metric != "accuracy":
+        validation += f", {metric} {record['val_score']:.3f}"
     pace = f"{record['seconds']:.0f} s at {record['reviews_per_second']:.1f} reviews/s"
     return f"epoch {record['epoch']} of {epochs}, {reviews:,} reviews: {validation}, {pace}"
 
@@ -198,7 +203,9 @@ def training_summary(
     return dict(
         epochs=state.epochs,
         best_epoch=state.best_epoch,
-        best_val_accuracy=state.best_accuracy,
+        best_val_accuracy=state.epochs[state.best_epoch - 1]["val_accuracy"],
+        best_val_score=state.best_score,
+        metric=job.task.metric,
         stopped_early=state.epoch < cfg.epochs,
         steps=state.step,
         wall_seconds=state.seconds,
@@ -249,7 +256,7 @@ def train(
                 train_epoch(job)
                 record = finish_epoch(job)
                 if main:
-                    show_note(epoch_line(record, cfg.epochs, len(job.data.rows)))
+                    show_note(epoch_line(record, cfg.epochs, len(job.data.rows), job.task.metric))
         if main and not (run / "training.json").exists():
             write_json(run / "training.json", training_summary(job))
         job.accelerator.wait_for_everyone()

@@ -163,6 +163,11 @@ def opinions(n, seed=0):
     return rows
 
 
+def spread(share, n):
+    "Probabilities of n labels in order whose mean is at this share of the scale."
+    return [max(0.0, 1 - abs(share * (n - 1) - label)) for label in range(n)]
+
+
 def opinionated_model(folder, labels=("bad", "good"), max_length=32, **settings):
     "Save a tiny model whose probabilities follow the share of good words; a loop of its own trains it in a second."
     rows = opinions(800)
@@ -175,7 +180,7 @@ def opinionated_model(folder, labels=("bad", "good"), max_length=32, **settings)
         texts, good = zip(*rows[start : start + 20])
         batch = tokenizer(list(texts), padding=True, return_tensors="pt")
         logits = model(batch["input_ids"], batch["attention_mask"]).logits
-        wanted = torch.tensor([[1 - share, share] for share in good])
+        wanted = torch.tensor([spread(share, len(labels)) for share in good])
         torch.nn.functional.cross_entropy(logits, wanted).backward()
         optimizer.step()
         optimizer.zero_grad()
