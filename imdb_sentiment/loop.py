@@ -160,16 +160,13 @@ class TrainingJob:
         run,  # Run folder with `split.parquet` and `labels.json`
         stop_asked=(),  # From `stop_signals`: no longer empty when training is asked to stop
     ):
-        self.cfg, self.run, self.stop_asked = with_labels(cfg, run), Path(run), stop_asked
-        self.task = task_of(run)
+        self.cfg, self.run, self.stop_asked = cfg, Path(run), stop_asked
         self.device = pick_device(cfg.device)
         self.precision = pick_precision(cfg.precision, self.device)
         self.accelerator = new_accelerator(self.device)
         with self.accelerator.main_process_first():  # it fills the cache that the others use
-            self.data = read_data(self.cfg, self.run)
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.collated = rows_collator(self.data.tokenizer.pad_token_id, rank, processes)
-        model = make_model(self.cfg, self.data.tokenizer, self.device).to(self.accelerator.device)
+            self.read()
+        model = self.build().to(self.accelerator.device)
         self.total_steps = len(self.data.batches) * cfg.epochs
         self.warmup = warmup_of(cfg, self.total_steps)
         self.optimizer = make_optimizer(model, cfg)
@@ -180,6 +177,17 @@ class TrainingJob:
         self.pace = None  # compares the steps of an epoch with that
         self.rate = 0.0  # learning rate of the newest step
         self.restore()
+
+    def read(self):
+        "Find out what the labels are, and load the reviews."
+        self.cfg, self.task = with_labels(self.cfg, self.run), task_of(self.run)
+        self.data = read_data(self.cfg, self.run)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.collated = rows_collator(self.data.tokenizer.pad_token_id, rank, processes)
+
+    def build(self):
+        "The model before its first step."
+        return make_model(self.cfg, self.data.tokenizer, self.device)
 
     def plain_model(self):
         "The model without the wrapper that several processes need."
@@ -315,7 +323,7 @@ def forward_backward(
             weighted = job.task.loss(logits, labels) * (weight * share)
             job.scaler.scale(weighted).backward()
         loss += weighted.detach()
-        correct += (job.task.decode(logits) == labels).sum()
+        correct += job.task.hits(logits, labels)
     return loss, correct
 
 # %% ../nbs/03b_loop.ipynb #589c3510

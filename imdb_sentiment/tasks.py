@@ -189,6 +189,10 @@ class Task:
         "The number of the predicted label of each text, from logits or probabilities."
         return scores.argmax(-1)
 
+    def hits(self, logits, labels):
+        "How many texts are predicted correctly, as a tensor."
+        return (self.decode(logits) == labels).sum()
+
     def accuracy(
         self,
         logits,  # Array or tensor (texts x labels)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from imdb_sentiment import cli_model  # noqa: F401, its commands join the others
 from imdb_sentiment.batcher import Batcher
-from imdb_sentiment.cli_report import app
+from imdb_sentiment.cli import app
 from imdb_sentiment.demo_corpus import handwritten_reviews
 from imdb_sentiment.export import FORM_BOUNDS, export_form
 from imdb_sentiment.files import predict_file

@@ -18,7 +18,7 @@ from tools import ROOT, Command, opinionated_model, opinions
 from typer.testing import CliRunner
 
 from imdb_sentiment import cli_model, hub, model_card  # noqa: F401, commands and their upload
-from imdb_sentiment.cli_report import app
+from imdb_sentiment.cli import app
 from imdb_sentiment.runs import write_json
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

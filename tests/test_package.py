@@ -188,7 +188,7 @@ def test_library_works_without_notebook_tools(tmp_path):
         f"""
 import importlib
 for name in {LIBRARY}: importlib.import_module(f"imdb_sentiment.{{name}}")
-from imdb_sentiment.cli_report import app
+from imdb_sentiment.cli import app
 from typer.testing import CliRunner
 found = CliRunner().invoke(app, ["predict", "--model", {str(folder)!r}, "a wonderful film"])
 print(found.exit_code, found.output)
