@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'settings_help', 'report', 'report_line', 'check', 'evaluate', 'bench_training', 'trained_run',
-           'bench_inference', 'bench_speeds', 'readme', 'pages', 'docs', 'layout', 'links', 'kit']
+           'bench_inference', 'bench_speeds', 'bench_domain', 'whole_numbers', 'readme', 'pages', 'docs', 'layout',
+           'links', 'kit']
 
 # %% ../nbs/13_cli_report.ipynb #f8f13e9f
 import os, time
@@ -282,6 +283,57 @@ def bench_speeds(
             test_reviews=test_reviews,
             file_reviews=file_reviews,
         )
+
+# %% ../nbs/13_cli_report.ipynb #4da3b69a
+@bench_app.command(
+    "domain",
+    epilog=examples(
+        "bench domain finance --trained runs/best --preset best --set data=phrasebank.csv "
+        "--set text_column=sentence --set label_column=verdict"
+    ),
+)
+def bench_domain(
+    name: Annotated[
+        str, typer.Argument(help="What the domain is called: the end of the report's name.")
+    ],
+    trained: Annotated[
+        str, typer.Option(help="Run folder of a model of film reviews.")
+    ] = "runs/demo",
+    preset: Preset = "best",
+    set_: Settings = None,
+    sizes: Annotated[
+        str, typer.Option(help="Labelled texts of the learning curve, separated by commas.")
+    ] = "50,100,200,500,1000",
+    seeds: Annotated[str, typer.Option(help="Seeds of the learning curve.")] = "1,2,3,4,5",
+):
+    "A model of film reviews, encoders and simple methods on texts of another kind, and a learning curve."
+    from imdb_sentiment.runs import report_name
+    from imdb_sentiment.publishing import run_bench
+
+    with cli_errors():
+        folder, _ = trained_run(trained)
+        cfg, overrides = configuration(preset, set_)
+        run_bench(
+            "domain",
+            cfg,
+            "cpu",
+            about=report_name(name),
+            trained=str(folder),
+            preset=preset,
+            settings={k: getattr(cfg, k) for k in overrides},
+            sizes=whole_numbers("--sizes", sizes),
+            seeds=whole_numbers("--seeds", seeds),
+        )
+
+
+def whole_numbers(option: str, value: str) -> list:
+    "The numbers of an option that takes several; raises `SettingError` if one is none."
+    from imdb_sentiment.config import SettingError
+
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise SettingError(f"{option} {value!r}: give whole numbers, such as 50,100,200.")
+    return [int(part) for part in parts]
 
 # %% ../nbs/13_cli_report.ipynb #0825253c
 @app.command()

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np, torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -153,6 +154,8 @@ def new_accelerator(
 # %% ../nbs/03b_loop.ipynb #f30c8522
 class TrainingJob:
     "Data, model, optimizer and state of one run, as they were at its newest checkpoint."
+
+    data: Any  # From `read`
 
     def __init__(
         self,

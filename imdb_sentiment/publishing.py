@@ -8,7 +8,7 @@ __all__ = ['MEASURED', 'DESCRIBED', 'BY_TASK', 'WIDGET', 'BENCHES', 'shown_setti
            'run_bench']
 
 # %% ../nbs/09_publishing.ipynb #7b558a0e
-import json, shutil, tempfile
+import json, os, shutil, tempfile
 from pathlib import Path
 
 from .config import Config, PLACES, plain_settings
@@ -190,6 +190,7 @@ BENCHES = dict(
     training=Chapter("12c_bench_training", "analysis"),
     inference=Chapter("12d_bench_inference", "analysis"),
     speeds=Chapter("12e_bench_speeds", "analysis"),
+    domain=Chapter("12f_bench_domain", "analysis"),
 )
 
 
@@ -199,6 +200,7 @@ def publish_bench(
     run,  # Folder of the benchmark, finished
     target,  # Folder in `reports` to write as a whole
     notebooks=None,  # Folder of the notebooks; the project's if not given
+    places: tuple = (),  # Further paths that the notebook may show, to be named by their last part
 ):
     "Publish the benchmark's numbers, figures and executed notebook."
     import nbformat
@@ -209,7 +211,8 @@ def publish_bench(
     recover(target)
     with atomic_path(target) as tmp:
         tmp.mkdir(parents=True)
-        nbformat.write(publishable(executed, current, local_paths(cfg, run)), tmp / name)
+        secrets = {place: Path(place).name for place in places} | local_paths(cfg, run)
+        nbformat.write(publishable(executed, current, secrets), tmp / name)
         shutil.copytree(run / "figures", tmp / "figures")
         shutil.copy(run / "metrics.json", tmp / "metrics.json")
 
@@ -218,15 +221,17 @@ def run_bench(
     what: str,  # One of `BENCHES`
     cfg: Config,  # With the places of data and encoder
     device: str,  # From `pick_device`; decides the name of the report
+    about: str = "",  # Ends the name of the report, if there may be several
     **parameters,  # Of its notebook
 ):
     "Run a benchmark's notebook and publish what it measured."
     require_pipeline()
-    root = project_root()
-    run = root / "runs" / (f"bench-{what}-gpu" if device == "cuda" else f"bench-{what}")
+    root, parts = project_root(), ["bench", what, *filter(None, [about])]
+    run = root / "runs" / "-".join([*parts, "gpu"] if device == "cuda" else parts)
     run.mkdir(parents=True, exist_ok=True)
     check_data(cfg)
     with locked(run), orderly_exit():
         record = run_chapter(BENCHES[what], dict(parameters, run=str(run)), run, root / "nbs")
-    publish_bench(what, cfg, run, root / "reports" / run.name)
+    places = [v for v in parameters.values() if isinstance(v, str) and os.path.isabs(v)]
+    publish_bench(what, cfg, run, root / "reports" / run.name, places=places)
     print(f"{root / 'reports' / run.name} ({record['wall_seconds']:.0f} s)")
