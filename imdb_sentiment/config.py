@@ -223,6 +223,12 @@ class TrainingSettings(Settings):
         low=0,
         high=0.9,
     )
+    class_weight: str = setting(
+        "none",
+        "balanced counts each label alike in the loss, however rare it is",
+        "training",
+        choices=("none", "balanced"),
+    )
     epochs: int = setting(4, "passes over the training reviews", "training", low=1, high=1000)
     batch_size: int = setting(32, "reviews in a training step", "training", low=1)
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW", "training", low=0, high=1)

@@ -185,6 +185,8 @@ class TrainingJob:
         "Find out what the labels are, and load the reviews."
         self.cfg, self.task = with_labels(self.cfg, self.run), task_of(self.run)
         self.data = read_data(self.cfg, self.run)
+        if self.cfg.class_weight == "balanced":
+            self.task = self.task.balanced(self.data.rows.labels)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.collated = rows_collator(self.data.tokenizer.pad_token_id, rank, processes)
 

@@ -10,7 +10,7 @@ __all__ = ['NUMBER', 'MAX_LABELS', 'SPELLINGS', 'STARS', 'TASKS', 'DataError', '
 # %% ../nbs/01_tasks.ipynb #dca7ef17
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np, pandas as pd
 from scipy.special import expit, softmax
@@ -158,6 +158,7 @@ class Task:
     "One label for each text: how labels are read, learnt, scored, stored and predicted."
 
     names: tuple  # Label names, in the order of the logits
+    weights: tuple | None = None  # Of the labels in the loss; all alike if not given
 
     kind = "classes"  # The name of this kind of task in a model's configuration
     metric = "accuracy"  # What `score` measures and early stopping watches
@@ -180,10 +181,20 @@ class Task:
         logits,  # Tensor (texts x labels)
         labels,  # Tensor with the label number of each text
     ):
-        "Mean cross-entropy in nats, as a tensor."
+        "Mean cross-entropy in nats, weighted by label if there are weights, as a tensor."
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(logits.float(), labels)
+        weights = None if self.weights is None else logits.new_tensor(self.weights).float()
+        return cross_entropy(logits.float(), labels, weights)
+
+    def balanced(
+        self,
+        labels,  # Label number of each training text
+    ):
+        "The task with weights that are inverse to the frequency of the labels, 1 on average."
+        counts = np.bincount(np.asarray(labels), minlength=self.outputs)
+        weights = len(labels) / (self.outputs * np.maximum(counts, 1))
+        return replace(self, weights=tuple(weights.tolist()))
 
     def decode(self, scores):
         "The number of the predicted label of each text, from logits or probabilities."
