@@ -15,6 +15,7 @@ from .config import Config
 from .runs import atomic_path, read_json, require_file
 from .data import load_split
 from .model import DECISIONS, write_decisions
+from .familiarity import fit_familiarity, save_familiarity
 from imdb_sentiment.calibration import (
     confidence_of,
     fit_temperature,
@@ -129,7 +130,7 @@ def decide(
     cfg: Config,
     run,  # Run folder with a trained model; decisions and predictions are written there
 ) -> dict:
-    "Make the three decisions; returns them with what was compared, for the report."
+    "Make the decisions; returns them with what was compared, for the report."
     run = Path(run)
     model = require_file(run, "model", "03d_training")
     (model / DECISIONS).unlink(missing_ok=True)
@@ -142,7 +143,10 @@ def decide(
     threshold = threshold_for(*confidence_of(probabilities, labels), delta=delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold, long_texts=chosen)
     write_decisions(model, **decisions)
-    write_predictions(Predictor.load(model, cfg.device, cfg.precision), run)
+    train, val = (reviews_of(run, part).text.tolist() for part in ("train", "val"))
+    save_familiarity(fit_familiarity(train, val), model)
+    predictor = Predictor.load(model, cfg.device, cfg.precision)
+    write_predictions(predictor, run)
     return dict(
         compared=compared,
         chosen=chosen,
@@ -153,4 +157,5 @@ def decide(
         temperature=temperature,
         threshold=threshold,
         delta_each_epoch=delta,
+        unlike_training=float(predictor.familiarity(reviews.text.tolist()).mean()),
     )

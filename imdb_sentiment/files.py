@@ -42,7 +42,7 @@ from imdb_sentiment.rows import (
     text_source_rows,
 )
 from .cascade import ENCODER
-from .prediction import COLUMNS, STAR_COLUMNS, Prediction, Predictor
+from .prediction import COLUMNS, STAR_COLUMNS, UNLIKE, Prediction, Predictor
 
 # %% ../nbs/04d_files.ipynb #f7c43a7c
 def output_columns(
@@ -52,6 +52,8 @@ def output_columns(
     columns = dict(zip(COLUMNS, (pa.string(), pa.float64(), pa.bool_(), pa.float64())))
     if predictor.kind == "stars":
         columns |= dict(zip(STAR_COLUMNS, (pa.float64(), pa.int64(), pa.int64())))
+    if predictor.familiarity is not None:
+        columns |= {UNLIKE: pa.bool_()}
     return columns | {f"probability_{label}": pa.float64() for label in predictor.labels}
 
 
@@ -65,6 +67,8 @@ def output_values(
     )
     if p.stars is not None:
         values |= dict(zip(STAR_COLUMNS, (round(p.stars, 4), p.stars_low, p.stars_high)))
+    if p.unlike_training is not None:
+        values |= {UNLIKE: p.unlike_training}
     return values | {f"probability_{k}": round(v, 6) for k, v in p.probabilities.items()}
 
 # %% ../nbs/04d_files.ipynb #6248bca4

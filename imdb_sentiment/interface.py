@@ -108,6 +108,10 @@ def response_types() -> SimpleNamespace:
         stars: float | None = Field(None, description="Expected stars, of a model for stars")
         stars_low: int | None = Field(None, description="With about 80%, at least so many")
         stars_high: int | None = Field(None, description="With about 80%, at most so many")
+        unlike_training: bool | None = Field(
+            None,
+            description="Whether the text is unlike the training texts, if the model knows them",
+        )
         explanation: Explanation | None = Field(None, description="Only if requested")
 
     class Predictions(BaseModel):

@@ -19,13 +19,10 @@ from .runs import RunError, read_json
 from .devices import fit_for_fork, mixed_precision, pick_device, pick_precision
 from .hub import model_folder
 from .tokens import collate, loading_reason, read_tokenizer
+from .familiarity import load_familiarity
 from .cascade import ENCODER, cascade_arguments
-from imdb_sentiment.encoders import (
-    check_vocabulary,
-    needs_single_texts,
-    position_limit,
-    segments_of,
-)
+from .encoders import check_vocabulary, needs_single_texts, position_limit
+from .encoders import segments_of
 
 # %% ../nbs/04a_runtimes.ipynb #5761f8c4
 class Scorer:
@@ -431,7 +428,7 @@ def predictor_arguments(
     in_torch = "fp32" if precision == "auto" else precision  # the same text, the same prediction
     fit_for_fork()
     folder, config = find_model(model)
-    shared = cascade_arguments(folder, speed)
+    shared = cascade_arguments(folder, speed) | dict(familiarity=load_familiarity(folder))
     graph = graph_of(folder) if config else None
     if graph is not None:
         runtime = "openvino" if graph.suffix == ".xml" else "onnx"

@@ -43,6 +43,7 @@ CHAPTER_LIST = (
         (*SPLIT, "training.json", *MODEL),
         (
             "model/prediction.json",
+            "model/familiarity.safetensors",
             "predictions-val.parquet",
             "predictions-calibration.parquet",
             "inference.json",
@@ -146,6 +147,7 @@ CHAPTER_LIST = (
             *SPLIT,
             *MODEL,
             "model/prediction.json",
+            "model/familiarity.safetensors",
             "model/speeds.json",
             "training.json",
             "inference.json",
