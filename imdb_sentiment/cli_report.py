@@ -338,12 +338,16 @@ def whole_numbers(option: str, value: str) -> list:
 # %% ../nbs/13_cli_report.ipynb #0825253c
 @app.command()
 def readme():
-    "Render README.md from nbs/index.ipynb."
+    "Render README.md from nbs/index.ipynb, and reports/leaderboard.md."
     from imdb_sentiment.runs import atomic_path, project_root
+    from imdb_sentiment.leaderboard import leaderboard
     from imdb_sentiment.readme import render_readme
 
-    with cli_errors(), atomic_path(project_root() / "README.md") as tmp:
-        tmp.write_text(render_readme(), encoding="utf-8")
+    written = {"README.md": render_readme, "reports/leaderboard.md": leaderboard}
+    with cli_errors():
+        for name, text in written.items():
+            with atomic_path(project_root() / name) as tmp:
+                tmp.write_text(text(), encoding="utf-8")
 
 
 @app.command(epilog=examples("pages", "pages demo"))

@@ -354,11 +354,14 @@ def lay_out_texts(
 ):
     "The texts at the top of the repository as pages."
     pages = {"README": "overview", "CHANGELOG": "changelog", "CONTRIBUTING": "contributing"}
+    pages |= {"reports/leaderboard": "leaderboard"}
     for name, page in pages.items():
         text = (root / f"{name}.md").read_text(encoding="utf-8")
         text = re.sub(r"^<!--.*?-->\n", "", text)
+        text = re.sub(r"\]\((?=[\w.-]+/report\.html\))", "](reports/", text)
         for old, new in [
             ("# imdb_sentiment\n", "# Overview\n"),
+            ("](reports/leaderboard.md", "](leaderboard.md"),
             ("](nbs/index.ipynb", "](index.md"),
             ("](nbs/site/", "]("),
             ("](nbs/", "](chapters/"),

@@ -21,6 +21,7 @@ from tools import ROOT
 from imdb_sentiment.config import EXECUTION, Config, make_config
 from imdb_sentiment.metrics import confusion, scores
 from imdb_sentiment.staleness import CHAPTER_LIST
+from imdb_sentiment.leaderboard import leaderboard
 from imdb_sentiment.readme import load_reports, render_readme
 
 LIBRARY = ROOT / "imdb_sentiment"
@@ -84,6 +85,11 @@ def test_notebooks_are_clean(copy):
         assert path.read_text(encoding="utf-8") == cleaned, (
             f"{path.name} has outputs or metadata: run `make export`"
         )
+
+
+def test_the_leaderboard_is_that_of_the_reports():
+    written = (ROOT / "reports" / "leaderboard.md").read_text(encoding="utf-8")
+    assert written == leaderboard(), "run `make export`"
 
 
 def test_readme_is_rendered_from_index():

@@ -101,6 +101,7 @@ def expected_pages():
         "index",
         "tutorial",
         "costs",
+        "leaderboard",
         "overview",
         "search",
         "changelog",
