@@ -15,10 +15,11 @@ import pytest
 pytest.importorskip("jupyterlab")
 from tools import ROOT  # noqa: E402
 
-from imdb_sentiment.staleness import CHAPTER_LIST  # noqa: E402
+from imdb_sentiment.config import Config  # noqa: E402
+from imdb_sentiment.staleness import chapters_of  # noqa: E402
 
 CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
-ALL = [c.name for c in CHAPTER_LIST]
+ALL = [c.name for c in chapters_of(Config())]
 CHAPTERS = ALL if os.environ.get("LAB_CHAPTERS") == "all" else ALL[:3]
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 
