@@ -192,7 +192,7 @@ class MaskedLanguageModel(nn.Module):
         logits = nn.functional.linear(guessed, self.embeddings().weight, self.head_bias)
         return SimpleNamespace(logits=logits)
 
-# %% ../nbs/03f_pretraining.ipynb #c0ac97da
+# %% ../nbs/03f_pretraining.ipynb #796c8553
 class HiddenTokens:
     "The task of guessing hidden tokens."
 
@@ -210,10 +210,10 @@ class HiddenTokens:
         return nn.functional.cross_entropy(logits.float(), wanted)
 
     def hits(self, logits, labels):
-        "The share of right guesses times the number of passages."
+        "The share of correct guesses times the number of passages."
         wanted = labels[labels >= 0]
-        right = (logits.argmax(-1) == wanted).float().sum() / max(1, len(wanted))
-        return right * len(labels)
+        correct = (logits.argmax(-1) == wanted).float().sum() / max(1, len(wanted))
+        return correct * len(labels)
 
 # %% ../nbs/03f_pretraining.ipynb #48cd6a07
 HELD_OUT = 0.02  # share of the texts on which the loss is measured
@@ -290,15 +290,15 @@ def pretraining_identity(
     parts = [settings, content.hexdigest(), weights, code_fingerprint(["pretraining.pretrain"])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-# %% ../nbs/03f_pretraining.ipynb #4e775550
+# %% ../nbs/03f_pretraining.ipynb #2a253f75
 def held_out_loss(
     job: PretrainingJob,
     at_once: int = 32,  # Passages
 ) -> tuple:
-    "Mean loss in nats and share of right guesses on the held-out texts."
+    "Mean loss in nats and share of correct guesses on the held-out texts."
     model, rows = job.plain_model(), job.held_out
     order, was_training = np.argsort(rows.sizes, kind="stable")[::-1], job.model.training
-    loss = right = count = 0.0
+    loss = correct = count = 0.0
     model.eval()
     in_precision = mixed_precision(job.device, job.precision)
     with torch.inference_mode(), in_precision, Progress(len(rows), "held-out texts") as progress:
@@ -313,11 +313,11 @@ def held_out_loss(
             labels = batch["labels"].to(job.accelerator.device)
             n, logits = int(batch["hidden"].sum()), model(**inputs).logits
             loss += job.task.loss(logits, labels).item() * n
-            right += job.task.hits(logits, labels).item() / len(chosen) * n
+            correct += job.task.hits(logits, labels).item() / len(chosen) * n
             count += n
             progress.step(len(chosen))
     model.train(was_training)
-    return loss / count, right / count
+    return loss / count, correct / count
 
 # %% ../nbs/03f_pretraining.ipynb #e410e70b
 PRETRAINING = dict(  # what differs from a preset, unless it is set

@@ -280,7 +280,7 @@ def quadratic_kappa(
     predicted,  # Stars, one for each text
     given,  # Stars of the data
 ) -> float:
-    "Quadratic weighted kappa: 1 is perfect, 0 is chance; 0 if there is nothing to tell apart."
+    "Quadratic weighted kappa: 1 is perfect, 0 is random agreement; 0 if all stars are the same."
     predicted, given = np.asarray(predicted, dtype=float), np.asarray(given, dtype=float)
     observed = np.mean((predicted - given) ** 2)
     by_chance = predicted.var() + given.var() + (predicted.mean() - given.mean()) ** 2

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_STEPS', 'PRETRAINING_EPOCHS', 'PAIRS', 'MAX_PAIR_STEPS', 'PAIRS_PER_TEXT', 'SIZES', 'draw_examples', 'epochs_for',
            'train_on', 'polarity_of', 'macro_f1', 'read_polarity', 'predict_as_it_is', 'pretrain_on', 'draw_pairs',
-           'setfit', 'score_way', 'compare_f1', 'mean_interval', 'ngrams_on', 'gain_of_more', 'plot_curve', 'plot_ways']
+           'setfit', 'score_method', 'compare_f1', 'mean_interval', 'ngrams_on', 'gain_of_more', 'plot_curve',
+           'plot_methods']
 
 # %% ../../nbs/12f_bench_domain.ipynb #159dbc96
 import math
@@ -200,8 +201,8 @@ def setfit(
     fitted = LogisticRegression(max_iter=1000).fit(embedded(texts), labels)
     return fitted.predict(embedded(test.text.tolist())).tolist()
 
-# %% ../../nbs/12f_bench_domain.ipynb #9f1eff1b
-def score_way(
+# %% ../../nbs/12f_bench_domain.ipynb #1034d909
+def score_method(
     labels: np.ndarray,  # Of the test texts
     predicted,  # Label number of each
     names: tuple,
@@ -215,8 +216,8 @@ def score_way(
 
 def compare_f1(
     labels: np.ndarray,  # Of the test texts
-    first,  # Predictions of a way
-    second,  # Of another way
+    first,  # Predictions of a method
+    second,  # Of another method
     n: int,  # Number of labels
     resamples: int = 1000,
 ) -> dict:
@@ -230,7 +231,7 @@ def compare_f1(
     value = gap(np.arange(len(labels)))
     return dict(value=float(value), ci_low=float(low), ci_high=float(high))
 
-# %% ../../nbs/12f_bench_domain.ipynb #d5cb4ff1
+# %% ../../nbs/12f_bench_domain.ipynb #6eba2188
 SIZES = (50, 100, 200, 500, 1000)
 
 
@@ -259,17 +260,17 @@ def ngrams_on(
 
 
 def gain_of_more(
-    curve: dict,  # Way to size to list of macro F1, one for each seed
-    way: str,
+    curve: dict,  # Method to size to list of macro F1, one for each seed
+    method: str,
 ) -> dict:
     "What the last step of the curve has gained: sizes, and the mean difference with its interval."
-    sizes = sorted(curve[way], key=int)[-2:]
-    smaller, larger = (np.array(curve[way][size]) for size in sizes)
+    sizes = sorted(curve[method], key=int)[-2:]
+    smaller, larger = (np.array(curve[method][size]) for size in sizes)
     return dict(sizes=[int(s) for s in sizes], **mean_interval(larger - smaller))
 
 
 def plot_curve(
-    curve: dict,  # Way to size to list of macro F1, one for each seed
+    curve: dict,  # Method to size to list of macro F1, one for each seed
 ):
     "Macro F1 against the number of labelled texts, the mean over seeds with its interval."
     import matplotlib.pyplot as plt
@@ -277,11 +278,11 @@ def plot_curve(
     fig, ax = plt.subplots(figsize=(8, 4))
     x: list = []
     means: list = []
-    for (way, by_size), colour in zip(curve.items(), SEVEN_COLOURS):
+    for (method, by_size), colour in zip(curve.items(), SEVEN_COLOURS):
         sizes = sorted(by_size, key=int)
         found = pd.DataFrame([mean_interval(by_size[size]) for size in sizes])
         x, means = [int(size) for size in sizes], [*means, *found.value]
-        ax.plot(x, 100 * found.value, "o-", color=colour, label=way)
+        ax.plot(x, 100 * found.value, "o-", color=colour, label=method)
         ax.fill_between(x, 100 * found.ci_low, 100 * found.ci_high, color=colour, alpha=0.15)
     ax.set(xscale="log", xticks=x, title="How many labels are enough?")
     ax.set_xticklabels([f"{size:,}" for size in x])
@@ -293,16 +294,16 @@ def plot_curve(
     return fig
 
 
-def plot_ways(
-    found: dict,  # Way to the result of `score_way`
+def plot_methods(
+    found: dict,  # Method to the result of `score_method`
 ):
-    "Macro F1 of each way with its interval, the best at the top."
+    "Macro F1 of each method with its interval, the best at the top."
     import matplotlib.pyplot as plt
 
-    order = sorted(found, key=lambda way: found[way]["f1_macro"]["value"])
+    order = sorted(found, key=lambda method: found[method]["f1_macro"]["value"])
     fig, ax = plt.subplots(figsize=(8, 0.8 + 0.42 * len(order)))
-    for y, way in enumerate(order):
-        f1 = found[way]["f1_macro"]
+    for y, method in enumerate(order):
+        f1 = found[method]["f1_macro"]
         ax.plot([100 * f1["ci_low"], 100 * f1["ci_high"]], [y, y], color=PALETTE["dim"], lw=2)
         ax.plot(100 * f1["value"], y, "o", color=PALETTE["pos"], ms=8)
     ax.set(yticks=range(len(order)), xlabel="macro F1 on the test texts (%), 95% interval")
