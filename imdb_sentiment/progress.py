@@ -53,7 +53,7 @@ def slowness(
     message = f"Slower than estimated: {each:.2g} s a step instead of {expected:.2g} s."
     if not others:
         return (
-            f"{message} No other program is busy; "
+            f"{message} No other program is busy at this moment; "
             "the machine may be hot, short of memory, or shared."
         )
     busiest = ", ".join(f"{name} (process {pid}, {cores:.1f})" for name, pid, cores in others[:3])
