@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'PRESETS', 'EXECUTION', 'PLACES', 'CHAPTERS', 'SettingError', 'setting', 'coerce_setting', 'check_limits',
            'Settings', 'check_label_names', 'DataSettings', 'ModelSettings', 'TrainingSettings', 'EvaluationSettings',
-           'ExecutionSettings', 'Config', 'suggest', 'check_names', 'make_config', 'parse_overrides',
-           'config_differences', 'describe_differences', 'plain_settings', 'settings_until']
+           'ExecutionSettings', 'Config', 'suggest', 'check_names', 'make_config', 'parse_overrides', 'plain_settings',
+           'settings_until']
 
 # %% ../nbs/00_config.ipynb #140a8898
 import difflib, json, os, typing
@@ -223,6 +223,12 @@ class TrainingSettings(Settings):
         low=0,
         high=0.9,
     )
+    long_texts: str = setting(
+        "truncate",
+        "truncate, or windows: a longer text is trained on in windows, whose logits are averaged",
+        "training",
+        choices=("truncate", "windows"),
+    )
     class_weight: str = setting(
         "none",
         "balanced counts each label alike in the loss, however rare it is",
@@ -405,21 +411,6 @@ def parse_overrides(
         overrides[name.strip()] = value
     check_names(overrides)
     return overrides
-
-# %% ../nbs/00_config.ipynb #232cfe3e
-def config_differences(
-    old: dict,  # Settings of one configuration, by name
-    new: dict,  # Settings of another
-) -> dict:
-    "The settings that differ, each with its two values; a missing one counts as `None`."
-    return {k: (old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
-
-
-def describe_differences(
-    differences: dict,  # From `config_differences`
-) -> str:
-    "One line for a message, such as `epochs is 9 there and 4 here`."
-    return "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in differences.items())
 
 # %% ../nbs/00_config.ipynb #966f257c
 EXECUTION = tuple(f.name for f in fields(Config) if f.metadata["execution"])

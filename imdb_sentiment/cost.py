@@ -27,11 +27,12 @@ def batch_sizes(
     epoch: int,  # Counts from 0
 ) -> np.ndarray:
     "What the cost model needs of each batch of an epoch: 1, tokens with padding, pairs of tokens."
-    lengths = np.minimum(job.data.tokens["train"]["n_tokens"], epoch_length(job.cfg, epoch))
+    length, whole = epoch_length(job.cfg, epoch), np.asarray(job.data.tokens["train"]["n_tokens"])
+    lengths = whole if job.cfg.long_texts == "windows" else np.minimum(whole, length)
     lengths = lengths * (1 - job.cfg.token_dropout)
     shapes = np.array([(len(rows), lengths[rows].max()) for rows in job.data.batches])
     tokens = shapes.prod(1)
-    return np.stack([np.ones(len(shapes)), tokens, tokens * shapes[:, 1]], 1)
+    return np.stack([np.ones(len(shapes)), tokens, tokens * np.minimum(shapes[:, 1], length)], 1)
 
 # %% ../nbs/03c_cost.ipynb #ad02ccdf
 def try_batches(

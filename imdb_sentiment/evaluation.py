@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from imdb_sentiment.config import (
-    Config,
-    EXECUTION,
+from .config import Config, EXECUTION, plain_settings
+from imdb_sentiment.runs import (
+    RunError,
+    atomic_path,
     config_differences,
     describe_differences,
-    plain_settings,
+    read_json,
+    require_file,
+    write_json,
 )
-from .runs import RunError, atomic_path, read_json, require_file, write_json
 from .figures import PALETTE, class_colours, legend_label
 from .tasks import Task
 from .data import task_of

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 from tqdm.auto import tqdm
 
-from .config import Config, config_differences, make_config, plain_settings
+from .config import Config, make_config, plain_settings
 from imdb_sentiment.runs import (
     RunError,
     changed_settings,
+    config_differences,
     locked,
     open_run,
     project_root,

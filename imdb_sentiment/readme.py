@@ -10,14 +10,8 @@ __all__ = ['BENCH_PARTS', 'load_reports', 'load_bench', 'setting_options', 'repo
 import re, shlex
 from pathlib import Path
 
-from imdb_sentiment.config import (
-    EXECUTION,
-    PLACES,
-    config_differences,
-    make_config,
-    plain_settings,
-)
-from .runs import project_root, read_json
+from .config import EXECUTION, PLACES, make_config, plain_settings
+from .runs import config_differences, project_root, read_json
 from .rendering import render
 from .data import ORIGINALS
 from .trust import reasons_to_doubt

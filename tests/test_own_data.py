@@ -5,6 +5,7 @@ import ast
 import random
 import re
 import shutil
+from dataclasses import fields
 from html import unescape
 from html.parser import HTMLParser
 
@@ -100,12 +101,13 @@ def words(page):
     return unescape(re.sub(r"<[^>]+>", " ", text))
 
 
+OF_TASK = next(f.metadata["help"] for f in fields(Config) if f.name == "task")
 FILM_WORDS = ("IMDb", "film", "movie", "stars", "plot", "VADER:", "write-up")
 
 
 def is_about_the_shop(folder):
     for page in ("report.html", "when-to-trust-it.html"):
-        text = words(folder / page)
+        text = words(folder / page).replace(OF_TASK, "")  # the table of settings names every task
         for word in FILM_WORDS:
             found = re.search(rf"(.{{60}})?\b{word}(.{{60}})?", text, re.S)
             assert not found, (page, word, found)

@@ -44,6 +44,13 @@ def test_killed_training_ends_with_the_same_weights(tmp_path):
     assert left == []
 
 
+def test_training_on_windows_resumes_with_the_same_weights(tmp_path):
+    settings = dict(SMALL, epochs=1, limit=300, max_length=24, long_texts="windows")
+    found = kill_and_resume(settings, tmp_path, kills=1)
+    assert found["sittings"] > 1
+    assert found["bit_identical"]
+
+
 def test_log_of_a_resumed_run_has_each_step_once(tmp_path):
     settings = {**SMALL, "epochs": 2}
     first = train_command(tmp_path, **settings)
