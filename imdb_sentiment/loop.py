@@ -39,6 +39,7 @@ from imdb_sentiment.tokens import (
 )
 from .model import make_model
 from imdb_sentiment.optimizer import (
+    WHOLE,
     drop_tokens,
     make_optimizer,
     rate_factor,
@@ -62,7 +63,7 @@ CACHED_TOKENS = 2**13  # in a batch of predictions on a CPU
 
 
 def predict_logits(
-    model,  # A `TransformerClassifier` on its device
+    model,  # A classifier on its device
     tokens,  # From `tokenize_reviews`
     pad_id: int,  # The tokenizer's padding id
     batch_size: int = 64,
@@ -70,7 +71,8 @@ def predict_logits(
     what: str = "predicting",  # For the progress bar
 ) -> np.ndarray:
     "Logits in fp32 (reviews x labels), in the order of `tokens`; a long review is read in windows."
-    device, (pieces, owner) = model.device, pieces_of(TokenRows(tokens), model.config.read_length)
+    device, limit = model.device, getattr(model.config, "read_length", WHOLE)
+    pieces, owner = pieces_of(TokenRows(tokens), limit)
     # longest first: if memory runs out, it does so in the first batch
     lengths = np.array([len(piece) for piece in pieces])
     batches = sorted_batches(lengths, batch_size, CACHED_TOKENS if device.type == "cpu" else 0)
