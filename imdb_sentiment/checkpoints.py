@@ -41,6 +41,15 @@ class State:
     estimate: dict = field(default_factory=dict)  # Seconds and bytes expected in the first session
     finished: bool = False
 
+    def finish_epoch(
+        self,
+        record: dict,  # What is kept of the epoch
+    ):
+        "Begin the next epoch; the sums over this one are in its record."
+        self.epoch += 1
+        self.epochs.append(record)
+        self.batch, self.running, self.waited = 0, [0.0, 0.0, 0], 0.0
+
 # %% ../nbs/03a_checkpoints.ipynb #fe22b745
 def optimizer_tensors(
     optimizer,  # AdamW

@@ -24,7 +24,6 @@ def report_row(
         if "bytes" in form
     ]
     return dict(
-        name=m["name"],
         page=f"{m['name']}/report.html",
         what=f"{m['encoder']['backbone']}, preset {m['preset']}",
         accuracy=m["accuracy"],
@@ -61,7 +60,7 @@ def baseline_rows(
     known: dict,  # Key of a baseline to whether it is shown
 ) -> list:
     "A row for each simple method of the report."
-    shared = dict(name=m["name"], page=f"{m['name']}/report.html", date=m["created"], commands=[])
+    shared = dict(page=f"{m['name']}/report.html", date=m["created"], commands=[])
     empty = dict.fromkeys(("seeds", "minutes", "where", "bytes", "rate"))
     return [
         dict(

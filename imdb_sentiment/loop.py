@@ -30,6 +30,7 @@ from imdb_sentiment.tokens import (
     TokenRows,
     collate,
     combine_logits,
+    combine_windows,
     load_tokenizer,
     micro_batches,
     pieces_of,
@@ -87,10 +88,7 @@ def predict_logits(
             logits[rows] = model(**batch).logits.float().cpu().numpy()
             progress.step(len(rows))
     model.train(was_training)
-    shares = lengths / np.bincount(owner, lengths)[owner]
-    combined = np.zeros((len(tokens), logits.shape[1]), dtype=np.float32)
-    np.add.at(combined, owner, logits * shares[:, None].astype(np.float32))
-    return combined
+    return combine_windows(logits, owner, lengths).astype(np.float32)
 
 # %% ../nbs/03b_loop.ipynb #e61eccb3
 MAX_SAMPLE = 2000  # training reviews that are evaluated after each epoch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONG_TEXTS', 'COLUMNS', 'STAR_COLUMNS', 'UNLIKE', 'BATCH_BOUNDS', 'check_texts', 'is_several', 'group_by_characters',
-           'tokenize_texts', 'windows_to_read', 'score_in_batches', 'combine_windows', 'Prediction', 'as_prediction',
-           'add_predictions', 'Predictor', 'prediction_line']
+           'tokenize_texts', 'windows_to_read', 'score_in_batches', 'Prediction', 'as_prediction', 'add_predictions',
+           'Predictor', 'prediction_line']
 
 # %% ../nbs/04b_prediction.ipynb #5c6eb491
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +20,13 @@ from .runs import RunError
 from .progress import Progress
 from .sources import InputError, as_text
 from .tasks import make_task
-from .tokens import clean_text, truncate_tokens, windows_of
+from imdb_sentiment.tokens import (
+    clean_text,
+    combine_windows,
+    truncate_tokens,
+    whole_tokens,
+    windows_of,
+)
 from .familiarity import warn_of_unlike
 from .cascade import ENCODER, Cascade
 from .runtimes import predictor_arguments
@@ -78,15 +84,7 @@ def tokenize_texts(
 ) -> Iterator:
     "Yields the token ids of each text, special tokens included, and which of them are special."
     for group in group_by_characters(texts):
-        tokens = tokenizer(
-            group,
-            return_special_tokens_mask=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            truncation=False,
-            verbose=False,
-        )
-        yield from zip(tokens["input_ids"], tokens["special_tokens_mask"])
+        yield from whole_tokens(group, tokenizer)
 
 # %% ../nbs/04b_prediction.ipynb #a972061c
 LONG_TEXTS = ("truncate", "windows")
@@ -127,18 +125,6 @@ def score_in_batches(
             if bar:
                 bar.step(len(batch))
     return logits
-
-# %% ../nbs/04b_prediction.ipynb #f241adab
-def combine_windows(
-    logits,  # Of windows (windows x labels)
-    owner,  # Number of the text that each window belongs to, counted from 0
-    sizes,  # Tokens of each window
-) -> np.ndarray:
-    "The logits of each text (texts x labels)."
-    total = np.bincount(owner, sizes)
-    combined = np.zeros((len(total), np.shape(logits)[1]))
-    np.add.at(combined, owner, np.asarray(logits) * np.asarray(sizes, dtype=float)[:, None])
-    return combined / total[:, None]
 
 # %% ../nbs/04b_prediction.ipynb #fcf4552e
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ __all__ = ['MASKED_SHARE', 'REPLACED', 'RANDOM', 'HELD_OUT', 'MAX_HELD_OUT', 'PR
 
 # %% ../nbs/03f_pretraining.ipynb #f2ab194c
 import hashlib, json, math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, torch
 from torch import nn
 
-from .config import Config
+from .config import Config, settings_until
 from .runs import RunError, atomic_path, file_hash, write_json
 from .devices import limit_primitive_cache, machine_facts, mixed_precision
 from .devices import package_versions, peak_memory, pick_device, repeatable
@@ -33,6 +33,7 @@ from imdb_sentiment.tokens import (
     clean_text,
     load_tokenizer,
     rows_collator,
+    whole_tokens,
     windows_of,
 )
 from .model import make_model
@@ -105,16 +106,9 @@ class Passages:
         parts, sizes = [np.zeros(0, dtype=np.int32)], []
         with Progress(len(texts), what) as progress:
             for start in range(0, len(texts), at_once):
-                chunk = [clean_text(text) for text in texts[start : start + at_once]]
-                tokens = tokenizer(
-                    chunk,
-                    return_special_tokens_mask=True,
-                    return_attention_mask=False,
-                    truncation=False,
-                    verbose=False,
-                )
-                for row in zip(tokens["input_ids"], tokens["special_tokens_mask"]):
-                    for window in windows_of(*row, length):
+                chunk = texts[start : start + at_once]
+                for ids, special in whole_tokens(map(clean_text, chunk), tokenizer):
+                    for window in windows_of(ids, special, length):
                         parts.append(np.array(window, dtype=np.int32))
                         sizes.append(len(window))
                 progress.step(len(chunk))
@@ -275,13 +269,8 @@ def pretraining_identity(
     texts: list,
 ) -> str:
     "A hash of what the weights depend on."
-    aside = {"data", "suites", "resamples", "label_names", "limit", "test_share", "val_share"}
-    settings = {k: v for k, v in asdict(cfg).items() if k not in aside}
-    settings = {
-        k: v
-        for k, v in settings.items()
-        if not Config.__dataclass_fields__[k].metadata["execution"]
-    }
+    aside = {"data", "label_names", "limit", "test_share", "val_share"}  # the texts say it
+    settings = {k: v for k, v in settings_until(cfg, "training").items() if k not in aside}
     settings["backbone"] = Path(cfg.backbone).name
     content = hashlib.sha256()
     for text in texts:
@@ -358,9 +347,7 @@ def finish_pretraining_epoch(
         held_out_accuracy=held_accuracy,
         seconds=state.seconds,
     )
-    state.epoch += 1
-    state.epochs.append(record)
-    state.batch, state.running, state.waited = 0, [0.0, 0.0, 0], 0.0
+    state.finish_epoch(record)
     state.finished = state.epoch >= job.cfg.epochs
     job.save()
     return record

@@ -15,8 +15,13 @@ from .figures import PALETTE
 from .tasks import Stars
 from .data import task_of
 from .decisions import reviews_of
-from .metrics import compare_pairs, confusion, share_with_interval
-from .baselines import lower_clean
+from imdb_sentiment.metrics import (
+    compare_pairs,
+    confusion,
+    resampled_intervals,
+    share_with_interval,
+)
+from .baselines import tfidf_vectorizer
 
 # %% ../nbs/05e_stars.ipynb #0fc97658
 def star_scores(
@@ -46,15 +51,8 @@ def star_intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict:
-    "Each score as `value`, `ci_low` and `ci_high`, by the percentile bootstrap over reviews."
-    table, rng = np.asarray(table), np.random.default_rng(seed)
-    n = int(table.sum())
-    draws = rng.multinomial(n, table.ravel() / n, resamples).reshape(-1, *table.shape)
-    drawn, intervals = star_scores(draws, values), {}
-    for name, value in star_scores(table, values).items():
-        low, high = np.percentile(drawn[name], (2.5, 97.5))
-        intervals[name] = dict(value=float(value), ci_low=float(low), ci_high=float(high))
-    return intervals
+    "`resampled_intervals` of `star_scores`."
+    return resampled_intervals(table, lambda t: star_scores(t, values), resamples, seed)
 
 # %% ../nbs/05e_stars.ipynb #98204bc6
 def fit_ridge(x, stars, strength: float):
@@ -101,10 +99,7 @@ def star_baselines(
     task: Stars,
 ) -> dict:
     "For `majority`, `ridge` and `ordinal`, the predicted label number of each text."
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    how = dict(ngram_range=(1, 2), sublinear_tf=True, min_df=3, preprocessor=lower_clean)
-    vectorizer, values = TfidfVectorizer(**how), task.values
+    vectorizer, values = tfidf_vectorizer(), task.values
     x, x_val = vectorizer.fit_transform(train.text), vectorizer.transform(val.text)
     rows, stars = vectorizer.transform(texts), values[train.label]
     found = dict(majority=np.full(len(texts), train.label.mode()[0]))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OWN_CODE', 'MAX_WINDOWS', 'clean_text', 'truncate_tokens', 'tiny_tokenizer', 'loading_reason', 'without_warnings',
-           'with_padding', 'check_backbone', 'read_tokenizer', 'load_tokenizer', 'encode_texts', 'tokenize_reviews',
-           'windows_of', 'LengthBatches', 'TokenRows', 'collate', 'sorted_batches', 'rows_collator', 'with_windows',
-           'collate_windows', 'combine_logits', 'pieces_of', 'window_batches', 'micro_batches']
+           'with_padding', 'check_backbone', 'read_tokenizer', 'load_tokenizer', 'whole_tokens', 'encode_texts',
+           'tokenize_reviews', 'windows_of', 'LengthBatches', 'TokenRows', 'collate', 'sorted_batches', 'rows_collator',
+           'with_windows', 'collate_windows', 'combine_logits', 'pieces_of', 'combine_windows', 'window_batches',
+           'micro_batches']
 
 # %% ../nbs/01d_tokens.ipynb #9cfdf1a6
 import hashlib, math
@@ -158,6 +159,22 @@ def load_tokenizer(
     return with_padding(tokenizer, cfg.backbone)
 
 # %% ../nbs/01d_tokens.ipynb #b8735c73
+def whole_tokens(
+    texts,  # Cleaned, if they are to be
+    tokenizer,  # From `load_tokenizer`
+) -> list:
+    "The token ids of each text, special tokens included, and which of them are special."
+    tokens = tokenizer(
+        list(texts),
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        truncation=False,
+        verbose=False,
+    )
+    return list(zip(tokens["input_ids"], tokens["special_tokens_mask"]))
+
+
 def encode_texts(
     texts,  # Reviews as written
     tokenizer,  # From `load_tokenizer`
@@ -165,16 +182,9 @@ def encode_texts(
     truncation: str,  # `head`, `tail` or `head+tail`
 ) -> dict:
     "The truncated `input_ids` of each text, and `n_tokens`, its length before truncation."
-    encoded = tokenizer(
-        [clean_text(t) for t in texts],
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        truncation=False,
-        verbose=False,
-    )
-    whole, special = encoded["input_ids"], encoded["special_tokens_mask"]
-    kept = [truncate_tokens(i, s, max_length, truncation) for i, s in zip(whole, special)]
-    return dict(input_ids=kept, n_tokens=[len(i) for i in whole])
+    whole = whole_tokens(map(clean_text, texts), tokenizer)
+    kept = [truncate_tokens(ids, special, max_length, truncation) for ids, special in whole]
+    return dict(input_ids=kept, n_tokens=[len(ids) for ids, _ in whole])
 
 # %% ../nbs/01d_tokens.ipynb #69c2aa53
 def tokenize_reviews(
@@ -236,11 +246,8 @@ class LengthBatches:
         seed: int = 0,
         pool: int = 50,  # Batches that are sorted together
     ):
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.pool = pool
-        self.epoch = 0
+        self.lengths, self.batch_size = np.asarray(lengths), batch_size
+        self.seed, self.pool, self.epoch = seed, pool, 0
 
     def set_epoch(
         self,
@@ -335,13 +342,13 @@ def rows_collator(
 ):
     "A `collate_fn` for the rows of this process, with `reviews` of the whole batch and `weight`."
 
-    def collated(rows):
-        mine = rows[rank::world] or rows[:1]
-        batch = (collate_windows if "windows" in mine[0] else collate)(mine, pad_id)
+    def collate_mine(rows):
         mine = rows[rank::world]
+        collated = collate_windows if "windows" in rows[0] else collate
+        batch = collated(mine or rows[:1], pad_id)
         return dict(batch, reviews=len(rows), weight=len(mine) / len(rows))
 
-    return collated
+    return collate_mine
 
 # %% ../nbs/01d_tokens.ipynb #e3397b69
 def with_windows(
@@ -365,8 +372,8 @@ def collate_windows(
     batch = collate([dict(input_ids=w) for row in rows for w in row["windows"]], pad_id)
     owner = np.repeat(np.arange(len(rows)), [len(s) for s in sizes])
     shares = np.concatenate([s / s.sum() for s in sizes]).astype(np.float32)
-    labels = torch.tensor([row["label"] for row in rows])
-    return dict(batch, owner=torch.tensor(owner), window_share=torch.tensor(shares), labels=labels)
+    own = dict(owner=owner, window_share=shares, labels=[row["label"] for row in rows])
+    return batch | {name: torch.tensor(values) for name, values in own.items()}
 
 
 def combine_logits(
@@ -393,6 +400,18 @@ def pieces_of(
         pieces += windows
         owner += [i] * len(windows)
     return pieces, np.array(owner, dtype=int)
+
+# %% ../nbs/01d_tokens.ipynb #f241adab
+def combine_windows(
+    logits,  # Of windows (windows x labels)
+    owner,  # Number of the text that each window belongs to, counted from 0
+    sizes,  # Tokens of each window
+) -> np.ndarray:
+    "The logits of each text (texts x labels)."
+    total = np.bincount(owner, sizes)
+    combined = np.zeros((len(total), np.shape(logits)[1]))
+    np.add.at(combined, owner, np.asarray(logits) * np.asarray(sizes, dtype=float)[:, None])
+    return combined / total[:, None]
 
 # %% ../nbs/01d_tokens.ipynb #2dab0441
 MAX_WINDOWS = 32  # in memory at a time, unless one review has more

@@ -109,10 +109,8 @@ def finish_epoch(
     state, started = job.state, time.monotonic()
     validation, sample = evaluate(job, "val"), evaluate(job, "train sample")
     record = epoch_record(job, validation, sample, time.monotonic() - started)
-    state.epoch += 1
+    state.finish_epoch(record)
     state.seconds += record["evaluation_seconds"]
-    state.epochs.append(record)
-    state.batch, state.running, state.waited = 0, [0.0, 0.0, 0], 0.0
     if record["val_score"] > state.best_score:
         state.best_epoch, state.best_score = state.epoch, record["val_score"]
         if job.accelerator.is_main_process:
