@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_PAIR_TEXTS', 'MAX_PAIRS', 'ALARMS', 'LENGTHS', 'MIN_PASSAGES', 'word_number', 'pair_numbers', 'known_pairs',
-           'Familiarity', 'fit_familiarity', 'save_familiarity', 'load_familiarity', 'UnlikeTraining', 'unlike_message',
-           'warn_of_unlike']
+           'Familiarity', 'fit_familiarity', 'save_familiarity', 'check_familiarity', 'load_familiarity',
+           'UnlikeTraining', 'unlike_message', 'warn_of_unlike']
 
 # %% ../nbs/03g_familiarity.ipynb #d431bc70
 import warnings
@@ -18,10 +18,10 @@ from zlib import crc32
 import numpy as np
 from scipy.stats import binomtest
 
-from .runs import RunError, atomic_path
+from .runs import atomic_path
 from .progress import Progress
 from .hub import FAMILIARITY
-from .ngrams import words_of
+from .ngrams import read_arrays, words_of
 
 # %% ../nbs/03g_familiarity.ipynb #94358361
 MIN_PAIR_TEXTS = 2
@@ -124,26 +124,27 @@ def save_familiarity(
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, tmp)
 
 
+def check_familiarity(
+    model: Familiarity,
+):
+    "Raise `ValueError` if the arrays do not belong together."
+    ascending = all((np.diff(a.astype(float)) > 0).all() for a in (model.pairs, model.lengths))
+    if not ascending or model.lengths.shape != model.thresholds.shape:
+        raise ValueError("its arrays do not fit together")
+
+
 def load_familiarity(
     folder,  # Of a saved model
 ) -> Familiarity | None:
     "What `save_familiarity` wrote; `None` without a file, `RunError` if it is damaged."
-    from safetensors.numpy import load_file
-
     file = Path(folder) / FAMILIARITY
-    if not file.exists():
-        return None
-    try:
-        model = Familiarity(**load_file(file))
-        ascending = (np.diff(model.pairs.astype(np.int64)) > 0).all() and (
-            np.diff(model.lengths) > 0
-        ).all()
-        if not ascending or model.lengths.shape != model.thresholds.shape:
-            raise ValueError("its arrays do not fit together")
-    except Exception as e:  # damage shows itself in many ways
-        reason = f"{type(e).__name__}: {str(e)[:200]}"
-        raise RunError(f"{file} is damaged ({reason}). Save the model again.") from e
-    return model
+
+    def build(arrays):
+        model = Familiarity(**arrays)
+        check_familiarity(model)
+        return model
+
+    return read_arrays(file, build) if file.exists() else None
 
 # %% ../nbs/03g_familiarity.ipynb #f48bd216
 class UnlikeTraining(UserWarning):

@@ -6,7 +6,7 @@
 __all__ = ['WORD', 'CHUNK', 'MIN_TEXTS', 'MAX_TEXTS', 'STRENGTHS', 'lower_case', 'words_of', 'number_words', 'keys_of',
            'find_features', 'encode_weights', 'decode_weights', 'NgramModel', 'word_weights', 'log_count_ratio',
            'fit_column', 'find_vocabulary', 'presence', 'find_frequent', 'fit_ngrams', 'save_ngrams', 'check_ngrams',
-           'load_ngrams']
+           'read_arrays', 'load_ngrams']
 
 # %% ../nbs/03e_ngrams.ipynb #2895b7a5
 import re
@@ -300,21 +300,32 @@ def check_ngrams(
         raise ValueError("its arrays do not fit together")
 
 
+def read_arrays(
+    file: Path,  # In safetensors format
+    build,  # Function from a dict of arrays to an object; raises an error if they do not fit
+):
+    "What `build` makes of the arrays in a file; raises `RunError` if it is damaged."
+    from safetensors.numpy import load_file
+
+    try:
+        return build(load_file(file))
+    except Exception as e:  # damage shows itself in many ways
+        reason = f"{type(e).__name__}: {str(e)[:200]}"
+        raise RunError(f"{file} is damaged ({reason}). Save the model again.") from e
+
+
 def load_ngrams(
     folder,  # Of a saved model
 ) -> NgramModel:
     "The n-grams of a model; raises `RunError` if there are none or the file is damaged."
-    from safetensors.numpy import load_file
-
     file = Path(folder) / NGRAMS
     if not file.exists():
         raise RunError(f"{folder} has no n-grams: there is no {NGRAMS} in it.")
-    try:
-        arrays = load_file(file)
+
+    def build(arrays):
         words = arrays.pop("words").tobytes().decode(errors="surrogatepass")
         model = NgramModel(words=words.split("\n") if words else [], **arrays)
         check_ngrams(model)
-    except Exception as e:  # damage shows itself in many ways
-        reason = f"{type(e).__name__}: {str(e)[:200]}"
-        raise RunError(f"{file} is damaged ({reason}). Save the model again.") from e
-    return model
+        return model
+
+    return read_arrays(file, build)

@@ -22,10 +22,9 @@ from .devices import limit_primitive_cache, machine_facts, mixed_precision
 from .devices import package_versions, peak_memory, pick_device, repeatable
 from .progress import Progress, describe_seconds, show_note, stop_signals
 from .fingerprints import code_fingerprint
-from .sources import InputError, as_text
-from .rows import inspect_source, rows_of
+from .sources import InputError, as_text, joined_text
 from .tasks import DataError
-from .tables import joined_text, text_columns
+from .tables import columns_in, read_rows, text_columns
 from .splits import text_key
 from .data import load_reviews
 from imdb_sentiment.tokens import (
@@ -49,12 +48,10 @@ def read_texts(
 ) -> tuple:
     "The texts in a file, and how many rows have none. Raises `DataError` if it cannot be read."
     try:
-        source = inspect_source(path, (cfg.text_column,), cfg.delimiter, cfg.encoding, cfg.columns)
-        rows = list(rows_of(source))
-    except (InputError, OSError) as e:
+        _, rows = read_rows(path, (cfg.text_column,), cfg)
+    except OSError as e:
         raise DataError(str(e) if str(path) in str(e) else f"{path}: {e}.") from e
-    names = list(dict.fromkeys(name for row in rows for name in row.values or ()))
-    columns = text_columns(cfg, names, path)
+    columns = text_columns(cfg, columns_in(rows), path)
     texts, unusable = [], 0
     for row in rows:
         try:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMBER', 'EXTRA_COLUMNS', 'TABLES', 'review_row', 'safe_members', 'read_tarball', 'read_unpacked', 'read_archive',
-           'find_column', 'text_columns', 'usable_row', 'Table', 'table_of', 'read_table', 'check_bad_rows', 'stars_of',
-           'own_ids', 'review_ids', 'columns_left_out', 'accepted_labels', 'table_rows', 'is_table', 'table_files',
-           'read_tables']
+           'find_column', 'text_columns', 'usable_row', 'Table', 'columns_in', 'table_of', 'read_rows', 'read_table',
+           'check_bad_rows', 'stars_of', 'own_ids', 'review_ids', 'columns_left_out', 'accepted_labels', 'table_rows',
+           'is_table', 'table_files', 'read_tables']
 
 # %% ../nbs/01a_tables.ipynb #e7b61cf9
 import re, tarfile
@@ -157,6 +157,13 @@ class Table:
         self.bad.append(entry)
 
 
+def columns_in(
+    rows: list,  # Of `Row`
+) -> list:
+    "The names of all columns, in the order in which they appear."
+    return list(dict.fromkeys(name for row in rows for name in row.values or ()))
+
+
 def table_of(
     rows: list,  # Of `Row`
     source: Source,
@@ -164,7 +171,7 @@ def table_of(
 ) -> Table:
     "The usable rows of a source, and those in quarantine. Raises `DataError` if a column is missing."
     path = source.path
-    columns = list(dict.fromkeys(name for row in rows for name in row.values or ()))
+    columns = columns_in(rows)
     if not columns:
         raise DataError(f"{path} holds no rows that can be read.")
     texts = text_columns(cfg, columns, path)
@@ -182,17 +189,26 @@ def table_of(
     return table
 
 
+def read_rows(
+    path,  # A file
+    wanted: tuple,  # Columns that it should have
+    cfg: Config,  # How the file is read
+) -> tuple:
+    "How a file is read, and its rows. Raises `DataError` if it cannot be read."
+    try:
+        source = inspect_source(path, wanted, cfg.delimiter, cfg.encoding, cfg.columns)
+        return source, list(rows_of(source))
+    except InputError as e:
+        raise DataError(str(e) if str(path) in str(e) else f"{path}: {e}.") from e
+
+
 def read_table(
     path,  # A file
     cfg: Config,  # Names of the columns, and how the file is read
 ) -> Table:
     "The table in a file. Raises `DataError` if it cannot be read or lacks a column."
     wanted = [name.strip() for name in (*cfg.text_column.split(","), cfg.label_column)]
-    try:
-        source = inspect_source(path, wanted, cfg.delimiter, cfg.encoding, cfg.columns)
-        rows = list(rows_of(source))
-    except InputError as e:
-        raise DataError(str(e) if str(path) in str(e) else f"{path}: {e}.") from e
+    source, rows = read_rows(path, wanted, cfg)
     return table_of(rows, source, cfg)
 
 # %% ../nbs/01a_tables.ipynb #c92cc304
