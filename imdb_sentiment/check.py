@@ -15,6 +15,7 @@ from .sources import printable
 from .rows import BINARY, inspect_source, rows_of
 from .tables import columns_left_out
 from .splits import duplicates, hold_out, labels_missing, text_key
+from .tasks import make_task
 from .data import load_reviews
 
 # %% ../nbs/01g_check.ipynb #0464a5b5
@@ -40,11 +41,12 @@ def source_facts(
 ) -> dict:
     "What would be read, as JSON can hold it. Raises `DataError` where a report would."
     reviews, names, tables = load_reviews(cfg)
-    part = hold_out(reviews, cfg, names)
+    task = make_task(names, cfg.task)
+    part = hold_out(reviews, cfg, task)
     reviews = reviews.assign(part=part)
     words = reviews.text.str.split().str.len()
     key = reviews.text.map(text_key)
-    labels = reviews.label.map(dict(enumerate(names))).value_counts()
+    labels = task.frequencies(reviews.label)
     sources = [table.source for table in tables]
     quarantined = [
         dict(file=e["file"], row=e["row"], reason=e["reason"]) for t in tables for e in t.bad
@@ -58,9 +60,10 @@ def source_facts(
         rows=len(reviews) + len(quarantined),
         quarantined=quarantined,
         left_out=[note for table in tables for note in columns_left_out(table.rows)],
-        labels={str(name): int(count) for name, count in labels.items()},
+        labels=labels,
         parts={str(name): int(count) for name, count in part.value_counts().items()},
-        not_in_calibration=labels_missing(part, reviews.label, names),
+        unlabelled=task.unlabelled(reviews.label),
+        not_in_calibration=labels_missing(part, reviews.label, task),
         words=dict(zip(("median", "longest"), (int(words.median()), int(words.max())))),
         repeats=int(key.duplicated().sum()),
         test_in_train=len(duplicates(reviews)),
@@ -100,6 +103,8 @@ def fact_lines(
         lines.append(f"  {bad['file']}, {bad['row']:,}: {bad['reason']}")
     lines += facts["left_out"]
     lines.append("labels: " + ", ".join(f"{k} {v:,}" for k, v in facts["labels"].items()))
+    if facts["unlabelled"]:
+        lines.append(f"  rows to which no label applies: {facts['unlabelled']:,}")
     most_frequent, least = max(facts["labels"].values()), min(facts["labels"].values())
     if most_frequent > 10 * least:
         lines.append("  the rarest label has less than a tenth of the most frequent one's rows")

@@ -118,7 +118,7 @@ def check(
     )
     from imdb_sentiment.config import parse_overrides
     from imdb_sentiment.sources import InputError
-    from imdb_sentiment.tasks import DataError
+    from imdb_sentiment.labels import DataError
 
     with cli_errors():
         cfg, _ = configuration("demo", [f"data={data}", *(set_ or [])])

@@ -120,13 +120,18 @@ class DataSettings(Settings):
     text_column: str = setting(
         "text", "column that holds the text, or several to join, such as title,body", "data"
     )
-    label_column: str = setting("label", "column that holds the label", "data")
+    label_column: str = setting(
+        "label",
+        "column that holds the label; with task=multilabel also several columns of 0 and 1",
+        "data",
+    )
     label_names: tuple = setting((), "label names in order; empty takes those found", "data")
     task: str = setting(
         "classes",
-        "classes: one of several labels; stars: labels are whole numbers, whose order counts",
+        "classes: one label of several; stars: whole numbers, whose order counts; "
+        "multilabel: any number of labels, also none",
         "data",
-        choices=("classes", "stars"),
+        choices=("classes", "stars", "multilabel"),
     )
     delimiter: str = setting(
         "", "what separates the fields of a table, such as ;, @ or tab; empty finds it", "data"

@@ -28,7 +28,8 @@ from imdb_sentiment.runs import (
 )
 from .hub_errors import HubError
 from .hub import data_folder
-from .tasks import DataError, Task, make_task, resolve_labels
+from .labels import DataError, joined_labels, resolve_labels
+from .tasks import Task, make_task
 from .rows import Row, Source
 from imdb_sentiment.tables import (
     check_bad_rows,
@@ -40,7 +41,7 @@ from imdb_sentiment.tables import (
     table_of,
     table_rows,
 )
-from .demo_corpus import embedded_reviews
+from .demo_corpus import aspects_of, embedded_reviews
 from .splits import hold_out, limited, split_reviews
 
 # %% ../nbs/01c_data.ipynb #a4a2256b
@@ -61,15 +62,15 @@ def data_name(cfg: Config) -> str:
         called = "embedded demo corpus"
     elif cfg.domain == "imdb" or (cfg.domain == "auto" and {cfg.data, called} & {*ORIGINALS}):
         called = "IMDb reviews"
-    if cfg.task == "stars":
-        return f"stars of {'the ' if about_films(called) else ''}{called}"
+    if what := dict(stars="stars of", multilabel="labels of").get(cfg.task):
+        return f"{what} {'the ' if about_films(called) else ''}{called}"
     return called
 
 # %% ../nbs/01c_data.ipynb #7d76bc81
 def check_reviews(
     df: pd.DataFrame,  # Columns `id`, `part`, `text`, `label`, `rating`
     source: str,  # For messages
-    names: tuple = ("neg", "pos"),  # Label names
+    task: Task = Task(("neg", "pos")),
 ) -> pd.DataFrame:
     "The same table if it can be used for training; otherwise `DataError` names the first bad row."
     if df.empty:
@@ -80,7 +81,7 @@ def check_reviews(
             f"ids must be unique ({repeated.sum():,} repeats)."
         )
     for part, labels in df.groupby("part").label:
-        if missing := [name for i, name in enumerate(names) if i not in set(labels)]:
+        if missing := task.absent(labels):
             raise DataError(
                 f"{source}: none of the {len(labels):,} {part} reviews has the label "
                 f"{missing[0]!r}; every split needs reviews with each label."
@@ -90,12 +91,12 @@ def check_reviews(
 # %% ../nbs/01c_data.ipynb #4833d604
 def with_test_split(
     df: pd.DataFrame,  # Reviews of one table
-    names: tuple,  # Label names
+    task: Task,
     cfg: Config,  # `test_share`
 ) -> pd.DataFrame:
     "The reviews with a test split held out."
-    df = check_reviews(df, cfg.data, names).assign(part="train")
-    return df.assign(part=split_reviews(df, cfg.test_share, 0, "test", names))
+    df = check_reviews(df, cfg.data, task).assign(part="train")
+    return df.assign(part=split_reviews(df, cfg.test_share, 0, "test", task))
 
 
 def read_own(
@@ -104,7 +105,9 @@ def read_own(
 ) -> tuple:
     "The reviews of tables, the label names, and the tables."
     df, names, tables = read_tables(files, cfg, cfg.data)
-    return with_test_split(df, names, cfg) if "row" in files else df, names, tables
+    if "row" in files:
+        df = with_test_split(df, make_task(names, cfg.task), cfg)
+    return df, names, tables
 
 # %% ../nbs/01c_data.ipynb #de278f39
 def hub_table(
@@ -118,6 +121,10 @@ def hub_table(
     if isinstance(kind, ClassLabel):
         names = [kind.int2str(i) if i >= 0 else None for i in table[label_column]]
         table[label_column] = names
+    elif isinstance(inner := getattr(kind, "feature", None), ClassLabel):  # a list of labels
+        table[label_column] = [
+            [inner.int2str(int(i)) for i in some] for some in table[label_column]
+        ]
     return table
 
 # %% ../nbs/01c_data.ipynb #36f74042
@@ -168,7 +175,8 @@ def hub_splits(
         )
     splits = {part: found[split] for part, split in zip(("train", "test"), cfg.split_names)}
     for dataset in splits.values():
-        for column in (cfg.text_column, cfg.label_column):
+        one_label = () if cfg.task == "multilabel" else (cfg.label_column,)  # else several columns
+        for column in (cfg.text_column, *one_label):
             if column not in dataset.column_names:
                 columns = ", ".join(dataset.column_names)
                 raise DataError(
@@ -190,10 +198,11 @@ def read_hub(
         tables[part] = table_of(rows, Source(Path(f"{name}:{part}"), "parquet"), cfg)
     labels = pd.concat([table.rows.label for table in tables.values()])
     names = resolve_labels(labels, cfg.label_names, name, cfg.task)
-    rows = [table_rows(table, part, names) for part, table in tables.items()]
+    task = make_task(names, cfg.task)
+    rows = [table_rows(table, part, task) for part, table in tables.items()]
     check_bad_rows([*tables.values()], cfg.max_bad_rows, name)
     df = pd.concat(rows, ignore_index=True)
-    df = with_test_split(df, names, cfg) if len(tables) == 1 else df
+    df = with_test_split(df, task, cfg) if len(tables) == 1 else df
     return df, names, [*tables.values()]
 
 # %% ../nbs/01c_data.ipynb #dab4ffa4
@@ -204,8 +213,15 @@ def name_labels(
     "The reviews with their labels as numbers, the label names, and no tables."
     if cfg.task == "stars":
         df = df.assign(label=df.rating)
+    if cfg.task == "multilabel":
+        if cfg.data != "embedded":
+            raise DataError(
+                f"data={cfg.data!r}: the original archive has one label for each review. "
+                "For task=multilabel, set data to a table."
+            )
+        df = df.assign(label=df.text.map(aspects_of).map(joined_labels))
     names = resolve_labels(df.label, cfg.label_names, cfg.data, cfg.task)
-    return df.assign(label=make_task(names).encode(df.label, cfg.data)), names, []
+    return df.assign(label=make_task(names, cfg.task).encode(df.label, cfg.data)), names, []
 
 
 def is_archive(
@@ -256,7 +272,6 @@ def check_settings(
     tables: list,  # That were read; none for the original archive
 ):
     "Raise `DataError` if settings do not fit what was read."
-    make_task(names, cfg.task)
     if about_films(data_name(cfg)) and tuple(names) != ("neg", "pos"):
         raise DataError(
             f"domain={cfg.domain!r} takes {cfg.data} for reviews from IMDb, whose labels are neg and "
@@ -275,12 +290,13 @@ def load_reviews(
     "The checked reviews, at most `cfg.limit` of each split, the label names, and the tables."
     df, names, tables = read_source(cfg)
     check_settings(cfg, names, tables)
+    task = make_task(names, cfg.task)
     if "rating" not in df:
         df["rating"] = pd.NA
     df["rating"] = df.rating.astype("Int64")
     if cfg.limit:
-        df = limited(df, cfg.limit)
-    return check_reviews(df, cfg.data, names), names, tables
+        df = df.loc[limited(df.assign(label=task.strata(df.label)), cfg.limit).index]
+    return check_reviews(df, cfg.data, task), names, tables
 
 # %% ../nbs/01c_data.ipynb #775cd0c4
 def reading_notes(
@@ -343,7 +359,7 @@ def write_split(
     tables: list,  # From `load_reviews`
 ) -> pd.DataFrame:
     "Hold out reviews for validation and calibration, and keep the split in the run folder."
-    df["part"] = hold_out(df, cfg, names)
+    df["part"] = hold_out(df, cfg, make_task(names, cfg.task))
     df, run = df[["id", "part", "text", "label", "rating"]], Path(run)
     write_json(run / "labels.json", names)
     write_quarantine(tables, run)

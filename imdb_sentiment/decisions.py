@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['DELTA', 'prediction_file', 'prediction_table', 'reviews_of', 'logits_by_reading', 'compare_readings',
-           'choose_reading', 'calibration_reviews', 'write_predictions', 'decide']
+           'choose_reading', 'with_thresholds', 'calibration_reviews', 'write_predictions', 'decide']
 
 # %% ../nbs/04f_decisions.ipynb #f3efa394
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
 
 from .config import Config
 from .runs import atomic_path, read_json, require_file
+from .tasks import Task
 from .data import load_split
 from .model import DECISIONS, write_decisions
 from .familiarity import fit_familiarity, save_familiarity
 from imdb_sentiment.calibration import (
-    confidence_of,
+    f1_threshold,
     fit_temperature,
     negative_log_likelihood,
     threshold_for,
@@ -74,16 +76,18 @@ def compare_readings(
     long,  # Which texts are longer than the model reads
     labels,  # Number of each text's label
     temperature: float,  # Fitted for truncated texts
+    task: Task,
 ) -> pd.DataFrame:
     "How well the predictions and the probabilities of each way are."
     rows = {}
     for way, logits in ways.items():
-        scaled, correct = logits / temperature, logits.argmax(1) == labels
+        correct = task.decode(task.probabilities(logits)) == labels
+        answers = task.flattened(logits / temperature, labels)
         rows[way] = dict(
             accuracy=float(correct.mean()),
             accuracy_long=float(correct[long].mean()) if long.any() else np.nan,
-            nll=negative_log_likelihood(scaled, labels),
-            temperature_missing=fit_temperature(scaled, labels),
+            nll=negative_log_likelihood(*answers),
+            temperature_missing=fit_temperature(*answers),
         )
     return pd.DataFrame(rows).T
 
@@ -92,14 +96,28 @@ def choose_reading(
     ways: dict,  # From `logits_by_reading`
     long,  # Which texts are longer than the model reads
     labels,  # Number of each text's label
+    task: Task,
 ) -> tuple:
     "The comparison, the chosen way, and its temperature."
-    temperature = fit_temperature(ways["truncate"], labels)
-    compared = compare_readings(ways, long, labels, temperature)
+    temperature = fit_temperature(*task.flattened(ways["truncate"], labels))
+    compared = compare_readings(ways, long, labels, temperature, task)
     chosen = compared.nll.idxmin()
     if chosen != "truncate":
         temperature = temperature * compared.temperature_missing[chosen]
     return compared, chosen, temperature
+
+# %% ../nbs/04f_decisions.ipynb #c77c6036
+def with_thresholds(
+    task: Task,
+    probabilities,  # (texts x labels)
+    labels,  # Number of each text's label or set of labels
+) -> tuple:
+    "The task with the best thresholds, and these as `label_thresholds`; nothing changes for one label a text."
+    if task.kind != "multilabel":
+        return task, {}
+    bits = task.bits(labels)
+    found = [f1_threshold(probabilities[:, i], bits[:, i]) for i in range(task.outputs)]
+    return replace(task, thresholds=tuple(found)), dict(label_thresholds=found)
 
 # %% ../nbs/04f_decisions.ipynb #6a536afe
 DELTA = 0.05  # probability with which the guarantee of the threshold may fail
@@ -138,11 +156,13 @@ def decide(
     reviews, part, delta = calibration_reviews(run)
     labels = reviews.label.to_numpy()
     ways, long = logits_by_reading(predictor, reviews.text.tolist())
-    compared, chosen, temperature = choose_reading(ways, long, labels)
+    compared, chosen, temperature = choose_reading(ways, long, labels, predictor.task)
     probabilities = predictor.task.probabilities(ways[chosen], temperature)
-    threshold = threshold_for(*confidence_of(probabilities, labels), delta=delta)
+    task, limits = with_thresholds(predictor.task, probabilities, labels)
+    correct = task.decode(probabilities) == labels
+    threshold = threshold_for(task.confidence(probabilities), correct, delta=delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold, long_texts=chosen)
-    write_decisions(model, **decisions)
+    write_decisions(model, **decisions, **limits)
     train, val = (reviews_of(run, part).text.tolist() for part in ("train", "val"))
     save_familiarity(fit_familiarity(train, val), model)
     predictor = Predictor.load(model, cfg.device, cfg.precision)
@@ -156,6 +176,7 @@ def decide(
         reviews=len(reviews),
         temperature=temperature,
         threshold=threshold,
+        **limits,
         delta_each_epoch=delta,
         unlike_training=float(predictor.familiarity(reviews.text.tolist()).mean()),
     )

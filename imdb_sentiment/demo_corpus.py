@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARED_SHARE', 'MILDER', 'VERDICT_SHARE', 'LONG_SHARE', 'OPPOSITE', 'CONCESSIONS', 'KIND_WEIGHTS', 'BREAK_SHARE',
-           'RATINGS', 'embedded_grammar', 'split_lists', 'draw_word', 'fill_template', 'draw_templates', 'plan_plot',
-           'plan_review', 'generate_review', 'generate_reviews', 'handwritten_reviews', 'embedded_reviews']
+           'RATINGS', 'ASPECTS', 'embedded_grammar', 'split_lists', 'draw_word', 'fill_template', 'draw_templates',
+           'plan_plot', 'plan_review', 'generate_review', 'generate_reviews', 'handwritten_reviews', 'embedded_reviews',
+           'aspects_of']
 
 # %% ../nbs/00l_demo_corpus.ipynb #48597db6
 import json, random, re
@@ -215,3 +216,20 @@ def embedded_reviews(
         handwritten=handwritten_reviews(),
     )
     return pd.DataFrame([dict(r, part=part) for part, rows in splits.items() for r in rows])
+
+# %% ../nbs/00l_demo_corpus.ipynb #36afc78e
+ASPECTS = dict(  # label: words that mention it
+    acting=("acting", "acted", "lead performance", "cast", "supporting roles"),
+    ending=("ending", "climax", "finale"),
+    music=("score", "soundtrack"),
+    pictures=("camerawork", "photography", "shot"),
+    script=("plot", "script", "screenplay", "dialogue"),
+)
+
+
+def aspects_of(
+    text: str,  # A review of the demo corpus
+) -> list:
+    "The aspects that the review mentions, in alphabetical order."
+    mentions = lambda words: re.search(rf"\b({'|'.join(words)})\b", text, re.I)
+    return [aspect for aspect, words in ASPECTS.items() if mentions(words)]

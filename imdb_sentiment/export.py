@@ -18,7 +18,7 @@ from .progress import show_note
 from .demo_corpus import handwritten_reviews
 from .tokens import loading_reason
 from .model import read_decisions
-from .calibration import confidence_of, fit_temperature, threshold_for
+from .calibration import fit_temperature, threshold_for
 from .ngrams import load_ngrams
 from .cascade import calibrate_cascade, read_cascades, write_cascades
 from .runtimes import graph_of
@@ -103,16 +103,18 @@ def own_decisions(
     predictor, config = Predictor.load(form, device="cpu"), read_json(Path(form) / "config.json")
     logits, _ = predictor.logits(reviews.text.tolist(), "calibrating int8")
     logits, labels = logits * predictor.temperature, reviews.label.to_numpy()
-    temperature = fit_temperature(logits, labels)
-    outcome = confidence_of(predictor.task.probabilities(logits, temperature), labels)
-    threshold = threshold_for(*outcome, delta=delta)
+    task = predictor.task
+    temperature = fit_temperature(*task.flattened(logits, labels))
+    probabilities = task.probabilities(logits, temperature)
+    confidence = task.confidence(probabilities)
+    threshold = threshold_for(confidence, task.decode(probabilities) == labels, delta=delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold)
     graph, factor = graph_of(Path(form)), predictor.temperature / temperature
     scale = scale_openvino if graph.suffix == ".xml" else scale_onnx
     scale(graph, factor)
     write_json(Path(form) / "config.json", {**config, **decisions})
     own_cascades(form, reviews, logits / temperature, delta)
-    covered = float((outcome[0] >= (np.inf if threshold is None else threshold)).mean())
+    covered = float((confidence >= (np.inf if threshold is None else threshold)).mean())
     return dict(decisions, coverage=covered)
 
 

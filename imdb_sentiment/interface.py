@@ -94,17 +94,21 @@ def response_types() -> SimpleNamespace:
         weight: float = Field(description="How much the log odds of the label fall without it")
 
     class Explanation(BaseModel):
+        label: str = Field(description="Whose log odds the weights are about")
         text: str = Field(description="The text as the model reads it")
         pieces: list[Piece] = Field(description="What lies between them was not read")
 
     class TextPrediction(BaseModel):
-        label: str
-        probability: float = Field(description="Of that label")
+        label: str = Field(description="Several that apply are separated by ;")
+        probability: float = Field(description="That the label is correct")
         abstains: bool | None = Field(
             description="Whether the probability is too low to trust; null without a threshold"
         )
         share_read: float = Field(description="Share of the text's tokens that the model read")
         probabilities: dict[str, float]
+        labels: list[str] | None = Field(
+            None, description="That apply, of a model for several labels; maybe none"
+        )
         stars: float | None = Field(None, description="Expected stars, of a model for stars")
         stars_low: int | None = Field(None, description="With about 80%, at least so many")
         stars_high: int | None = Field(None, description="With about 80%, at most so many")
@@ -130,7 +134,7 @@ def response_types() -> SimpleNamespace:
         status: str
         model: str
         labels: list[str]
-        task: str = Field(description="`stars` if the labels are stars, else `classes`")
+        task: str = Field(description="What a label is: `classes`, `stars` or `multilabel`")
         key_needed: bool
         most_texts: int
         worker: int = Field(description="Number of the process that gave this answer")

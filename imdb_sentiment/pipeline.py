@@ -278,7 +278,8 @@ def check_data(
         check_suites(cfg, ("neg", "pos"))
         return
     reviews, names, tables = load_reviews(cfg)
-    if missing := labels_missing(hold_out(reviews, cfg, names), reviews.label, names):
+    task = make_task(names, cfg.task)
+    if missing := labels_missing(hold_out(reviews, cfg, task), reviews.label, task):
         say(f"Too rare to be in the calibration split, so only trained on: {', '.join(missing)}")
     for note in reading_notes(tables):
         say(note)

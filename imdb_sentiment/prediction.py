@@ -131,33 +131,35 @@ def score_in_batches(
 class Prediction:
     "What the model predicts for one text."
 
-    label: str  # The most probable label
-    probability: float  # Of that label; calibrated if the model has a temperature
+    label: (
+        str  # The most probable label; of a model for several labels, all that apply: `plot;score`
+    )
+    probability: float  # That the label is correct; calibrated if the model has a temperature
     abstains: bool | None  # Whether the probability is too low; None if there is no threshold
     share_read: float  # Share of the text's tokens that the model read
     probabilities: dict  # Label to probability
     stars: float | None = None  # Expected stars, of a model for stars
     stars_low: int | None = None  # They are between this and `stars_high` with about 80%
     stars_high: int | None = None
+    labels: tuple | None = None  # That apply, of a model for several labels
     unlike_training: bool | None = None  # Whether the text is of another kind; None if unknown
 
 # %% ../nbs/04b_prediction.ipynb #deadc953
 def as_prediction(
-    probabilities,  # Of each label
-    predicted: int,  # Number of the predicted label
+    label: str,  # That is predicted
+    probability: float,  # That it is correct
     share_read: float,
-    labels: tuple,  # Names
+    probabilities: dict,  # Label to probability
     abstain_below: float | None,  # Threshold; None if there is none
     **more,  # From `Task.additions`
 ) -> Prediction:
     "The `Prediction` of one text."
-    probability = float(probabilities[predicted])
     return Prediction(
-        label=labels[predicted],
-        probability=probability,
-        abstains=None if abstain_below is None else bool(probabilities[predicted] < abstain_below),
+        label=label,
+        probability=float(probability),
+        abstains=None if abstain_below is None else bool(probability < abstain_below),
         share_read=float(share_read),
-        probabilities=dict(zip(labels, map(float, probabilities))),
+        probabilities=probabilities,
         **more,
     )
 
@@ -198,6 +200,7 @@ class Predictor:
     ngrams: Callable | None = None  # From texts to logits, for a `cascade`
     cascade: Cascade | None = None  # Which texts the encoder reads; None: all of them
     kind: str = "classes"  # What a label is, one of `tasks.TASKS`
+    thresholds: tuple | None = None  # From which each of several labels applies
     familiarity: Callable | None = None  # From texts to whether each is unlike the training texts
 
     def __post_init__(self):
@@ -211,7 +214,8 @@ class Predictor:
             )
         # the first call changes settings of the tokenizer, which threads must not do at once
         list(tokenize_texts(["ok"], self.tokenizer))
-        self.task = make_task(self.labels, self.kind)
+        limits = {} if self.thresholds is None else dict(thresholds=tuple(self.thresholds))
+        self.task = make_task(self.labels, self.kind, **limits)
         self.labels = self.task.names
 
     @classmethod
@@ -307,12 +311,15 @@ class Predictor:
             return []
         logits, shares = self.logits(texts)
         probabilities = self.task.probabilities(logits)
-        rows = zip(probabilities, self.task.decode(probabilities), shares)
-        added, how = self.task.additions(probabilities), (self.labels, self.abstain_below)
+        names = map(self.task.label_name, self.task.decode(probabilities))
+        each = [dict(zip(self.labels, row)) for row in probabilities.tolist()]
+        rows = zip(names, self.task.confidence(probabilities), shares, each)
+        added = self.task.additions(probabilities)
         if self.familiarity is not None:
             flags = self.familiarity(texts).tolist()
             added = [more | {UNLIKE: flag} for more, flag in zip(added, flags)]
-        return [as_prediction(*row, *how, **more) for row, more in zip(rows, added)]
+        limit = self.abstain_below
+        return [as_prediction(*row, limit, **more) for row, more in zip(rows, added)]
 
     def stream(
         self,
@@ -375,4 +382,5 @@ def prediction_line(
         notes.append(f"{prediction.share_read:.0%} of the text read")
     noted = f" ({', '.join(notes)})" if notes else ""
     start = text if len(text) < 60 else text[:59] + "…"
-    return f"{prediction.label} {prediction.probability:.1%}{noted}  {start}"
+    label = prediction.label or "none"  # of several labels, none applies
+    return f"{label} {prediction.probability:.1%}{noted}  {start}"

@@ -23,7 +23,7 @@ from .devices import package_versions, peak_memory, pick_device, repeatable
 from .progress import Progress, describe_seconds, show_note, stop_signals
 from .fingerprints import code_fingerprint
 from .sources import InputError, as_text, joined_text
-from .tasks import DataError
+from .labels import DataError
 from .tables import columns_in, read_rows, text_columns
 from .splits import text_key
 from .data import load_reviews

@@ -405,6 +405,7 @@ def config_arguments(
     return dict(
         labels=[names[i] for i in sorted(names, key=int)],
         kind=config.get("task", "classes"),
+        thresholds=config.get("label_thresholds"),
         **{name: config[name] for name in ("read_length", "truncation")},
         long_texts=config.get("long_texts", "truncate"),
         abstain_below=config.get("abstain_below"),

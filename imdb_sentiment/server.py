@@ -101,9 +101,9 @@ class Measures:
 # %% ../nbs/07c_server.ipynb #239d6f76
 def response_fields(
     prediction,  # A `Prediction`
-    explanation: dict | None = None,  # `text` and `pieces`
+    explanation: dict | None = None,  # `label`, `text` and `pieces`
 ) -> dict:
-    "The prediction as it appears in a response; a model for classes gives no stars."
+    "The prediction as it appears in a response, without what its model does not give."
     given = {k: v for k, v in vars(prediction).items() if v is not None or k == "abstains"}
     return dict(given, explanation=explanation)
 
@@ -136,7 +136,7 @@ async def predictions_for(
         raise HTTPException(504, message) from e
     if not explain:
         return [response_fields(prediction) for prediction in results]
-    explanation = lambda r: dict(text=r["text"], pieces=r["pieces"])
+    explanation = lambda r: {name: r[name] for name in ("label", "text", "pieces")}
     return [response_fields(r["prediction"], explanation(r)) for r in results]
 
 # %% ../nbs/07c_server.ipynb #d9ea4ee7

@@ -13,7 +13,8 @@ import numpy as np, pandas as pd
 
 from .config import Config
 from .sources import BREAK
-from .tasks import DataError
+from .labels import DataError
+from .tasks import Task
 
 # %% ../nbs/01b_splits.ipynb #8db5ef7b
 ARCHIVE = ("train", "val", "calibration")  # splits of the training archive
@@ -76,19 +77,19 @@ def split_reviews(
     share: float,  # Share of the training reviews to hold out
     seed: int,
     held_out: str = "val",  # Name of the held-out split: `val`, `calibration` or `test`
-    names: tuple = (),  # Label names, for messages; label numbers if not given
+    task: Task = Task(("neg", "pos")),  # Says by what a label is drawn, and its name
 ) -> pd.Series:
     "The split of each review: about a share of `train` is held out, and groups stay together."
     part, train = df.part.copy(), df[df.part == "train"]
     keys = group_keys(train)
-    groups = train.groupby(keys).agg(label=("label", "first"))
+    groups = task.strata(train.label).groupby(keys).first().to_frame("label")
     groups["number"] = [hash_number(key, f"{held_out}:{seed}") for key in groups.index]
     for label, g in groups.groupby("label"):
         held = held_out_groups(g.number, share)
         if not held.any() and held_out != "calibration":
-            rows = keys.isin(g.index).sum()
+            rows, name = keys.isin(g.index).sum(), (*task.names, "")[label]
             raise DataError(
-                f"The {rows:,} rows with the label {names[label] if names else label!r} are one text "
+                f"The {rows:,} rows with the label {name!r} are one text "
                 f"or one group, which cannot be divided into train and {held_out}. "
                 "Use more rows with this label, or remove it."
             )
@@ -99,24 +100,24 @@ def split_reviews(
 def hold_out(
     df: pd.DataFrame,  # Reviews with `part`, `text` and `label`, and `group` if there are groups
     cfg: Config,  # `val_share`, `calibration_share` and `seed`
-    names: tuple = (),  # Label names, for messages
+    task: Task = Task(("neg", "pos")),
 ) -> pd.Series:
     "The split of each review, with validation and calibration held out from `train`."
-    part = split_reviews(df, cfg.val_share, cfg.seed, names=names)
+    part = split_reviews(df, cfg.val_share, cfg.seed, task=task)
     if not cfg.calibration_share:
         return part
     share = cfg.calibration_share / (1 - cfg.val_share)
-    return split_reviews(df.assign(part=part), share, cfg.seed, "calibration", names)
+    return split_reviews(df.assign(part=part), share, cfg.seed, "calibration", task)
 
 
 def labels_missing(
     part: pd.Series,  # From `hold_out`
     labels: pd.Series,  # Label numbers of the same reviews
-    names: tuple,  # Label names
+    task: Task,
 ) -> list:
     "Labels of which no review is in the calibration split, if there is such a split."
-    there = set(labels[part == "calibration"])
-    return [name for i, name in enumerate(names) if there and i not in there]
+    there = labels[part == "calibration"]
+    return task.absent(there) if len(there) else []
 
 # %% ../nbs/01b_splits.ipynb #4fc1395f
 def limited(

@@ -18,7 +18,8 @@ import numpy as np, pandas as pd
 from .figures import PALETTE
 from .sources import InputError, as_text, format_of
 from .rows import inspect_source, rows_of
-from .tasks import DataError, make_task
+from .labels import DataError
+from .tasks import make_task
 from .tables import TABLES
 from .metrics import share_with_interval
 

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MEMBER', 'EXTRA_COLUMNS', 'TABLES', 'review_row', 'safe_members', 'read_tarball', 'read_unpacked', 'read_archive',
-           'find_column', 'text_columns', 'usable_row', 'Table', 'columns_in', 'table_of', 'read_rows', 'read_table',
-           'check_bad_rows', 'stars_of', 'own_ids', 'review_ids', 'columns_left_out', 'accepted_labels', 'table_rows',
-           'is_table', 'table_files', 'read_tables']
+           'find_column', 'text_columns', 'label_columns', 'row_label', 'usable_row', 'Table', 'columns_in', 'table_of',
+           'read_rows', 'read_table', 'check_bad_rows', 'stars_of', 'own_ids', 'review_ids', 'columns_left_out',
+           'accepted_labels', 'table_rows', 'is_table', 'table_files', 'read_tables']
 
 # %% ../nbs/01a_tables.ipynb #e7b61cf9
 import re, tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+import numpy as np, pandas as pd
 
 from .config import Config
 from imdb_sentiment.sources import (
@@ -25,7 +25,14 @@ from imdb_sentiment.sources import (
     text_column_names,
 )
 from .rows import Row, Source, inspect_source, rows_of
-from .tasks import DataError, label_text, make_task, resolve_labels
+from imdb_sentiment.labels import (
+    DataError,
+    flagged_labels,
+    joined_labels,
+    label_text,
+    resolve_labels,
+)
+from .tasks import MultiLabel, Task, make_task
 
 # %% ../nbs/01a_tables.ipynb #52fe857d
 MEMBER = re.compile(r"(?:^|/)(train|test)/(neg|pos)/(\d+)_(\d+)\.txt$")
@@ -122,24 +129,54 @@ def text_columns(
     wanted = text_column_names(cfg.text_column, columns)
     return [find_column(name, columns, "text_column", path) for name in wanted]
 
+
+def label_columns(
+    cfg: Config,  # `label_column` and `task`
+    columns,  # Names in the table
+    path,  # The file, for messages
+) -> list:
+    "The column that holds the label, or with several labels the columns that say whether each applies."
+    wanted = [cfg.label_column]
+    if cfg.task == "multilabel":
+        wanted = text_column_names(cfg.label_column, columns)
+    return [find_column(name, columns, "label_column", path) for name in wanted]
+
 # %% ../nbs/01a_tables.ipynb #31ff9e91
 EXTRA_COLUMNS = ("id", "rating")  # used if they are there
+
+
+def row_label(
+    values: dict,  # Of a row
+    columns: list,  # That hold the label
+    kind: str,  # Setting `task`
+) -> str:
+    "The label as text, or the labels with `;` between them. Raises `InputError` without one."
+    if len(columns) > 1:
+        return flagged_labels({name: values.get(name) for name in columns})
+    value = values.get(columns[0])
+    if kind == "multilabel":
+        return joined_labels(value)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        raise InputError("the label is a list; several labels for a text need task=multilabel")
+    if not (name := label_text(value)):
+        raise InputError("the label is missing")
+    return name
 
 
 def usable_row(
     row: Row,
     texts: list,  # Columns that hold the text
-    label: str,  # Column that holds the label
+    labels: list,  # Columns that hold the label
     extra: dict,  # Further columns: name in the result to name in the file
+    kind: str = "classes",  # Setting `task`
 ) -> dict:
     "Number, text, label and further values of a row. Raises `InputError` if it cannot be used."
     if row.fault:
         raise InputError(row.fault)
-    if not (name := label_text(row.values.get(label))):
-        raise InputError("the label is missing")
+    label = row_label(row.values, labels, kind)
     further = {name: row.values.get(column) for name, column in extra.items()}
     return dict(
-        number=row.number, text=as_text(joined_text(row.values, texts)), label=name, **further
+        number=row.number, text=as_text(joined_text(row.values, texts)), label=label, **further
     )
 
 # %% ../nbs/01a_tables.ipynb #c00c7661
@@ -175,14 +212,14 @@ def table_of(
     if not columns:
         raise DataError(f"{path} holds no rows that can be read.")
     texts = text_columns(cfg, columns, path)
-    label = find_column(cfg.label_column, columns, "label_column", path)
-    extra = {name: name for name in EXTRA_COLUMNS if name in columns and name != label}
+    labels = label_columns(cfg, columns, path)
+    extra = {name: name for name in EXTRA_COLUMNS if name in columns and name not in labels}
     if cfg.group_column:
         extra["group"] = find_column(cfg.group_column, columns, "group_column", path)
     usable, table = [], Table(source, pd.DataFrame(), [])
     for row in rows:
         try:
-            usable.append(usable_row(row, texts, label, extra))
+            usable.append(usable_row(row, texts, labels, extra, cfg.task))
         except InputError as e:
             table.reject(row.number, str(e), row.values or row.raw)
     table.rows = pd.DataFrame(usable, columns=["number", "text", "label", *extra])
@@ -207,7 +244,8 @@ def read_table(
     cfg: Config,  # Names of the columns, and how the file is read
 ) -> Table:
     "The table in a file. Raises `DataError` if it cannot be read or lacks a column."
-    wanted = [name.strip() for name in (*cfg.text_column.split(","), cfg.label_column)]
+    names = f"{cfg.text_column},{cfg.label_column}".split(",")
+    wanted = [name.strip() for name in names]
     source, rows = read_rows(path, wanted, cfg)
     return table_of(rows, source, cfg)
 
@@ -284,13 +322,13 @@ def columns_left_out(
 # %% ../nbs/01a_tables.ipynb #14ce34d8
 def accepted_labels(
     labels,  # Of a table, as text
-    names: tuple,  # Label names
+    task: Task,
 ) -> dict:
-    "The number of each label that is one of the names, in whatever spelling."
+    "The number of each label that is one of the task's, in whatever spelling."
     found = {}
     for label in dict.fromkeys(labels):
         try:
-            found[label] = int(make_task(names).encode(pd.Series([label]), "")[0])
+            found[label] = int(task.encode(pd.Series([label]), "")[0])
         except DataError:
             continue
     return found
@@ -299,17 +337,17 @@ def accepted_labels(
 def table_rows(
     table: Table,  # Rows with another label are put into quarantine
     part: str,  # `train`, `test`, or `row` for a file that is still to be split
-    names: tuple,  # Label names
+    task: Task,
 ) -> pd.DataFrame:
     "The rows of a file as rows of the table of reviews."
-    known = accepted_labels(table.rows.label, names)
+    known = accepted_labels(table.rows.label, task)
     is_known = table.rows.label.isin(known)
     for row in table.rows[~is_known].itertuples():
-        reason = f"the label {row.label!r} is not one of {', '.join(names)}"
+        reason = f"the label {task.unknown(row.label)!r} is not one of {', '.join(task.names)}"
         table.reject(row.number, reason, dict(text=row.text, label=row.label))
     table.rows = rows = table.rows[is_known].reset_index(drop=True)
-    labels = rows.label.map(known).astype(int)
-    ids = review_ids(rows, part, labels.map(dict(enumerate(names))))
+    labels = rows.label.map(known).astype("int64")
+    ids = review_ids(rows, part, labels.map(task.label_name))
     columns = dict(id=ids, part=part, text=rows.text, label=labels, rating=stars_of(rows))
     return pd.DataFrame(columns | {name: rows[name] for name in ("group",) if name in rows})
 
@@ -363,7 +401,8 @@ def read_tables(
     check_bad_rows(tables, cfg.max_bad_rows, source)
     labels = pd.concat([table.rows.label for table in tables], ignore_index=True)
     names = resolve_labels(labels, cfg.label_names, source, cfg.task)
-    rows = [table_rows(table, part, names) for (part, _), table in zip(parts, tables)]
+    task = make_task(names, cfg.task)
+    rows = [table_rows(table, part, task) for (part, _), table in zip(parts, tables)]
     check_bad_rows(tables, cfg.max_bad_rows, source)
     reviews = pd.concat(rows, ignore_index=True)
     if reviews.id.duplicated().any():  # the same number in two files

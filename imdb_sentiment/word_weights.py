@@ -7,9 +7,9 @@ __all__ = ['log_odds_falls', 'occluded_pieces', 'without_each', 'occlusion', 'sh
 
 # %% ../nbs/04a_word_weights.ipynb #b624fa70
 import numpy as np
-from scipy.special import logsumexp
 
 from .runs import RunError
+from .tasks import Task
 from .tokens import clean_text
 from .ngrams import word_weights
 
@@ -17,11 +17,11 @@ from .ngrams import word_weights
 def log_odds_falls(
     whole: np.ndarray,  # Logits of the text (labels)
     without: np.ndarray,  # Logits without each piece (pieces x labels)
-) -> list:
-    "How much the log odds of the predicted label fall without each piece."
+    task: Task,
+) -> tuple:
+    "The number of the most probable label, and how much its log odds fall without each piece."
     k = int(whole.argmax())
-    log_odds = lambda logits: float(logits[k] - logsumexp(np.delete(logits, k)))
-    return [log_odds(whole) - log_odds(logits) for logits in without]
+    return k, (task.log_odds(whole, k) - task.log_odds(without, k)).tolist()
 
 # %% ../nbs/04a_word_weights.ipynb #561ee1c4
 def occluded_pieces(
@@ -119,7 +119,7 @@ def explain_text(
     text: str,  # Of `as_text`
     max_pieces: int = 64,  # About so many
 ) -> dict:
-    "The `prediction`, the `text` as it is read, and `start`, `end` and `weight` of its `pieces`."
+    "The `prediction`, its most probable `label`, the `text` as read, and `pieces` of it: `start`, `end`, `weight`."
     text = clean_text(text) if predictor.clean else text
     cascade, ngrams = predictor.cascade, predictor.ngrams
     if predictor.asks([text])[0]:
@@ -132,7 +132,12 @@ def explain_text(
         spans = runs_of_words(ngrams, text, max_pieces)
         whole = cascade.alone_weight * ngrams([text])[0]
         without = whole - cascade.alone_weight * share_of_ngrams(ngrams, text, spans)
-    falls = log_odds_falls(whole, without)
+    k, falls = log_odds_falls(whole, without, predictor.task)
     pieces = [dict(start=s, end=e, weight=weight) for (s, e), weight in zip(spans, falls)]
     pieces.sort(key=lambda piece: piece["start"])
-    return dict(prediction=predictor.predict([text])[0], text=text, pieces=pieces)
+    return dict(
+        prediction=predictor.predict([text])[0],
+        label=predictor.labels[k],
+        text=text,
+        pieces=pieces,
+    )

@@ -10,7 +10,7 @@ from tools import ROOT, command, failed_politely
 
 from imdb_sentiment.config import Config
 from imdb_sentiment.runs import RunError, open_run, write_json
-from imdb_sentiment.tasks import DataError
+from imdb_sentiment.labels import DataError
 from imdb_sentiment.data import load_reviews
 from imdb_sentiment.files import write_part
 from imdb_sentiment.checkpoints import State, load_checkpoint, save_checkpoint, write_tensors

@@ -16,7 +16,8 @@ from tools import ROOT, command
 
 from imdb_sentiment.config import Config
 from imdb_sentiment.runs import read_json
-from imdb_sentiment.tasks import DataError, make_task
+from imdb_sentiment.labels import DataError
+from imdb_sentiment.tasks import make_task
 from imdb_sentiment.data import load_reviews, load_split
 from imdb_sentiment.model_card import model_card
 from imdb_sentiment.prediction import Predictor

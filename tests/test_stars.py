@@ -13,7 +13,7 @@ from imdb_sentiment.data import load_reviews
 from imdb_sentiment.export import export_form
 from imdb_sentiment.files import predict_file
 from imdb_sentiment.prediction import InputError, Predictor
-from imdb_sentiment.tasks import DataError
+from imdb_sentiment.labels import DataError
 
 NAMES = ("1", "2", "4", "5")  # nobody gave three stars
 VALUES = np.array([1, 2, 4, 5])

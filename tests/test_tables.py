@@ -17,7 +17,7 @@ from tools import opinionated_model
 from imdb_sentiment.config import Config
 from imdb_sentiment.runs import remove
 from imdb_sentiment.sources import InputError
-from imdb_sentiment.tasks import DataError
+from imdb_sentiment.labels import DataError
 from imdb_sentiment.rows import inspect_source
 from imdb_sentiment.data import load_reviews
 from imdb_sentiment.check import source_facts

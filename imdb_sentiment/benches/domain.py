@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from ..config import Config, make_config
 from ..runs import open_run, read_json, write_json
 from ..figures import PALETTE, SEVEN_COLOURS
-from ..tasks import SPELLINGS
+from ..labels import SPELLINGS
 from ..data import load_split, task_of, with_labels
 from ..tokens import clean_text, load_tokenizer
 from ..model import make_model
