@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PERTURBED_SECONDS', 'SUITE_SECONDS', 'COLOURED_SECONDS', 'MEASURED_SECONDS', 'GRADIENT_PASSES', 'DOCUMENT_PASSES',
-           'OWN_SECONDS', 'batch_sizes', 'try_batches', 'update_seconds', 'review_seconds', 'evaluation_seconds',
-           'estimate_cost', 'describe_cost', 'sampled_seconds', 'report_seconds', 'describe_report']
+           'OF_ONE_LABEL', 'OWN_SECONDS', 'batch_sizes', 'try_batches', 'update_seconds', 'review_seconds',
+           'evaluation_seconds', 'estimate_cost', 'describe_cost', 'sampled_seconds', 'report_seconds',
+           'describe_report']
 
 # %% ../nbs/03c_cost.ipynb #3580dd98
 import time
@@ -170,12 +171,17 @@ def report_seconds(
         "06c_explanations": coloured + measured,
         "others": 0.001 * parts.sum() + 5 * each * min(chosen, 500),
     }
+    if cfg.task == "multilabel":  # it has other chapters
+        expected["05b_several_labels"] = expected["05b_evaluation"]
+        expected = {name: s for name, s in expected.items() if name not in OF_ONE_LABEL}
     return {name: round(OWN_SECONDS.get(name, 0) + float(s), 1) for name, s in expected.items()}
 
 
+OF_ONE_LABEL = ("05b_evaluation", "06_analysis", "06b_robustness", "06c_explanations")
 # what chapters take beside that, on two cores: their kernels, their examples, the baselines
 OWN_SECONDS = {
     "05b_evaluation": 15,
+    "05b_several_labels": 15,
     "06_analysis": 10,
     "06c_explanations": 40,
     "others": 100,

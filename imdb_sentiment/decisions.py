@@ -159,8 +159,9 @@ def decide(
     compared, chosen, temperature = choose_reading(ways, long, labels, predictor.task)
     probabilities = predictor.task.probabilities(ways[chosen], temperature)
     task, limits = with_thresholds(predictor.task, probabilities, labels)
-    correct = task.decode(probabilities) == labels
-    threshold = threshold_for(task.confidence(probabilities), correct, delta=delta)
+    predicted = task.decode(probabilities)
+    confidence = task.confidence(probabilities, predicted)
+    threshold = threshold_for(confidence, predicted == labels, delta=delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold, long_texts=chosen)
     write_decisions(model, **decisions, **limits)
     train, val = (reviews_of(run, part).text.tolist() for part in ("train", "val"))

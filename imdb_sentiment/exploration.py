@@ -14,17 +14,19 @@ from itertools import islice
 import numpy as np, pandas as pd
 
 from .figures import PALETTE, class_colours, legend_label
+from .tasks import Task
 from .tokens import clean_text
 
 # %% ../nbs/01e_exploration.ipynb #3f695f26
 def class_counts(
-    reviews: pd.DataFrame,  # With `part` and `label`; several rows if it has several labels
-    names: tuple,  # Label names
+    reviews: pd.DataFrame,  # With `part` and `label`
+    task: Task,
 ) -> pd.DataFrame:
     "Reviews of each class in each split, and the share of the second class or of the largest one."
-    counts = pd.crosstab(reviews.part, reviews.label)
+    names, rows = task.names, task.by_label(reviews)
+    counts = pd.crosstab(rows.part, rows.label)
     counts = counts.rename(columns=dict(enumerate(names))).rename_axis(columns=None)
-    total = pd.Series(reviews.index, reviews.part).groupby(level=0).nunique()
+    total = reviews.part.value_counts()
     table = counts.assign(**{"all reviews" if "all" in names else "all": total})
     if len(names) == 2:
         table[f"share of {names[1]}"] = counts[names[1]] / total

@@ -106,8 +106,9 @@ def own_decisions(
     task = predictor.task
     temperature = fit_temperature(*task.flattened(logits, labels))
     probabilities = task.probabilities(logits, temperature)
-    confidence = task.confidence(probabilities)
-    threshold = threshold_for(confidence, task.decode(probabilities) == labels, delta=delta)
+    predicted = task.decode(probabilities)
+    confidence = task.confidence(probabilities, predicted)
+    threshold = threshold_for(confidence, predicted == labels, delta=delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold)
     graph, factor = graph_of(Path(form)), predictor.temperature / temperature
     scale = scale_openvino if graph.suffix == ".xml" else scale_onnx

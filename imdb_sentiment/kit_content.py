@@ -14,6 +14,7 @@ from pathlib import Path
 from .config import SettingError
 from .runs import RunError
 from .hub import model_folder
+from .tasks import make_task
 from .tables import is_table, table_files
 from .data import is_archive, load_reviews, text_hash
 
@@ -67,7 +68,7 @@ def _parquet_files(source, reviews, cfg):
     }
 
 
-def _write_reviews(rows, names, cfg, path):
+def _write_reviews(rows, task, cfg, path):
     import pyarrow as pa, pyarrow.parquet as pq
 
     columns = dict(
@@ -77,7 +78,7 @@ def _write_reviews(rows, names, cfg, path):
         del columns["rating"]
     columns |= {
         cfg.text_column: rows.text.tolist(),
-        cfg.label_column: [names[i] for i in rows.label],
+        cfg.label_column: [task.label_name(number) for number in rows.label],
     }
     if cfg.group_column:
         columns[cfg.group_column] = rows.group.tolist()
@@ -106,7 +107,7 @@ def pack_data(
     place, tables = _parquet_files(Path(cfg.data).expanduser(), reviews, cfg)
     try:
         for file, rows in tables.items():
-            _write_reviews(rows, names, cfg, Path(out) / file)
+            _write_reviews(rows, make_task(names, cfg.task), cfg, Path(out) / file)
         again, names_again, _ = load_reviews(replace(cfg, data=str(Path(out) / place)))
         same = names == names_again and text_hash(reviews) == text_hash(again)
         same = (

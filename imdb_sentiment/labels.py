@@ -89,7 +89,7 @@ def check_label_names(
                 f"{source}: the labels {other!r} and {name!r} are the same number. "
                 "Write them alike."
             )
-        if name.lower() in ("macro", "weighted"):
+        if name.lower() in ("macro", "micro", "weighted"):
             raise DataError(
                 f"{source}: the label {name!r} is also the name of an average in the report. "
                 "Rename it."
@@ -119,6 +119,8 @@ def joined_labels(
                     f"the label {label!r} contains {SEPARATOR!r}, which separates labels"
                 )
         return SEPARATOR.join(split_labels(SEPARATOR.join(map(label_text, value))))
+    if isinstance(value, dict):
+        raise InputError(f"the labels are {value!r}; a list or a text is expected")
     if isinstance(value, str) and not value.strip():
         return ""
     if not label_text(value):

@@ -59,17 +59,15 @@ def eval_results(
     m: dict,  # Content of a report's `metrics.json`
 ) -> list:
     "The measured results as the Hub reads them."
-    roc_auc = m["roc_auc"]
-    scores = [
-        ("accuracy", m["accuracy"]["value"], "Accuracy"),
-        ("f1", m["f1_macro"]["value"], "Macro F1"),
-        ("roc_auc", roc_auc["value"] if isinstance(roc_auc, dict) else roc_auc, "ROC AUC"),
-        (
-            "expected_calibration_error",
-            m["calibration"]["ece_after"]["value"],
-            "Expected calibration error",
-        ),
-    ]
+    several = m["settings"].get("task") == "multilabel"
+    places = {
+        "accuracy": ("Subset accuracy" if several else "Accuracy", m["accuracy"]),
+        "f1": ("Macro F1", m["f1_macro"]),
+        "roc_auc": ("ROC AUC", m.get("roc_auc")),
+        "average_precision": ("Mean average precision", several and m["average_precision"]),
+        "expected_calibration_error": ("Expected calibration error", m["calibration"]["ece_after"]),
+    }
+    number = lambda value: value["value"] if isinstance(value, dict) else value
     return [
         EvalResult(
             task_type="text-classification",
@@ -77,10 +75,11 @@ def eval_results(
             dataset_name=m["data_name"],
             dataset_split="test",
             metric_type=kind,
-            metric_value=round(value, 5),
+            metric_value=round(number(value), 5),
             metric_name=title,
         )
-        for kind, value, title in scores
+        for kind, (title, value) in places.items()
+        if value
     ]
 
 # %% ../nbs/07a_model_card.ipynb #9145c83a
@@ -105,6 +104,7 @@ def usage(
         name=name,
         runtime=runtime_of(form),
         films=about_films(m["data_name"]),
+        several=m["settings"].get("task") == "multilabel",
         truncation=settings["truncation"],
         max_length=settings["max_length"],
         abstains=m["selective"].get("threshold") is not None,
@@ -150,7 +150,7 @@ def model_card(
     form: str = "huggingface",  # One of the `FORMS`
 ) -> str:
     "README.md for the exported folder, its results read from the report."
-    films, robustness = about_films(m["data_name"]), m["robustness"].items()
+    films, robustness = about_films(m["data_name"]), m.get("robustness", {}).items()
     own = m.get("deployment", {}).get("forms", {}).get(form, {})
     measures = ("data_name", "accuracy", "f1_macro", "seeds", "test_reviews", "seed")
     text = render(
@@ -158,6 +158,7 @@ def model_card(
         head=card_head(m, name, form).to_yaml(),
         name=name,
         names=m["settings"]["label_names"],
+        several=m["settings"].get("task") == "multilabel",
         base=hub_encoder(m) or Path(m["encoder"]["backbone"]).name,
         encoder_known=bool(hub_encoder(m)),
         data_known=bool(hub_dataset(m)),

@@ -30,6 +30,7 @@ from imdb_sentiment.runs import (
 from .devices import hardware, machine_facts, package_versions, pick_device
 from .progress import LogLines, describe_seconds, orderly_exit
 from .splits import hold_out, labels_missing
+from .tasks import make_task
 from .data import load_reviews, reading_notes
 from .kernels import environment, local_kernel, start_ahead
 from imdb_sentiment.staleness import (

@@ -311,9 +311,10 @@ class Predictor:
             return []
         logits, shares = self.logits(texts)
         probabilities = self.task.probabilities(logits)
-        names = map(self.task.label_name, self.task.decode(probabilities))
+        predicted = self.task.decode(probabilities)
+        names = map(self.task.label_name, predicted)
         each = [dict(zip(self.labels, row)) for row in probabilities.tolist()]
-        rows = zip(names, self.task.confidence(probabilities), shares, each)
+        rows = zip(names, self.task.confidence(probabilities, predicted), shares, each)
         added = self.task.additions(probabilities)
         if self.familiarity is not None:
             flags = self.familiarity(texts).tolist()

@@ -10,7 +10,7 @@ __all__ = ['bin_numbers', 'reliability_table', 'ece', 'ece_floor', 'pivotal_inte
 import numpy as np, pandas as pd
 
 from .figures import PALETTE
-from .tasks import Task
+from .tasks import Task, softmax_probabilities
 from .calibration import confidence_of, negative_log_likelihood
 from .metrics import share_with_interval
 
@@ -106,8 +106,8 @@ def calibration_scores(
     seed: int = 0,
 ) -> dict:
     "ECE with groups of equal width and of equal size, Brier score, and negative log-likelihood in nats."
-    logits, labels = task.logits_in(predictions), predictions.label.to_numpy()
-    p = task.probabilities(logits, temperature)
+    logits, labels = task.flattened(task.logits_in(predictions), predictions.label)
+    p = softmax_probabilities(logits, temperature)
     outcome = confidence_of(p, labels)
     equal_mass = lambda confidence, correct: ece(confidence, correct, equal_mass=True)
     return dict(

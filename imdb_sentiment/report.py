@@ -29,7 +29,9 @@ def with_article(
     called: str,  # From `data_name`
 ) -> str:
     "The name with its article, if it takes one."
-    return f"the {called}" if about_films(called) or called.startswith("stars of ") else called
+    return (
+        f"the {called}" if about_films(called) or re.match("(stars|labels) of ", called) else called
+    )
 
 
 def title_of(
@@ -58,6 +60,8 @@ def headline_values(
         seed=m["seed"],
         test_reviews=m["test_reviews"],
         texts="reviews" if about_films(m["data_name"]) else "texts",
+        several=m["settings"].get("task") == "multilabel",
+        f1_macro=m["f1_macro"],
     )
 
 
@@ -88,6 +92,16 @@ FIRST_FIGURES = {  # file: chapter, what it shows, caption
         "05b_evaluation",
         "Confusion matrix of the test set",
         "Labels and predictions of the test set; the errors are off the diagonal.",
+    ),
+    "exact_sets": (
+        "05b_several_labels",
+        "Share of exactly predicted sets of labels, of the model and of simpler methods",
+        "Test texts whose labels are all correct, with 95% intervals, beside simpler methods.",
+    ),
+    "labels": (
+        "05b_several_labels",
+        "F1 of each label, of the model and of TF-IDF",
+        "F1 of each label on the test set, with 95% intervals.",
     ),
     "training_curves": (
         "03d_training",
@@ -158,6 +172,7 @@ SECTIONS = {  # chapter to heading, in the order of the page
     "04f_decisions": "Decisions",
     "04h_speeds": "Speeds",
     "05b_evaluation": "Evaluation",
+    "05b_several_labels": "Evaluation",
     "05c_reliability": "Reliability",
     "05d_tradeoff": "Accuracy against speed",
     "05e_stars": "Stars",

@@ -345,6 +345,7 @@ def table_rows(
     for row in table.rows[~is_known].itertuples():
         reason = f"the label {task.unknown(row.label)!r} is not one of {', '.join(task.names)}"
         table.reject(row.number, reason, dict(text=row.text, label=row.label))
+    table.bad.sort(key=lambda entry: entry["row"])
     table.rows = rows = table.rows[is_known].reset_index(drop=True)
     labels = rows.label.map(known).astype("int64")
     ids = review_ids(rows, part, labels.map(task.label_name))

@@ -121,9 +121,15 @@ class Task:
         "The number of the predicted label of each text in a table of predictions."
         return self.decode(self.probabilities_in(predictions))
 
-    def confidence(self, probabilities) -> np.ndarray:
+    def confidence(self, probabilities, predicted) -> np.ndarray:
         "The probability that the predicted label is correct, of each text."
-        return np.asarray(probabilities).max(-1)
+        return np.take_along_axis(np.asarray(probabilities), np.asarray(predicted)[:, None], 1)[
+            :, 0
+        ]
+
+    def confidence_in(self, predictions: pd.DataFrame) -> np.ndarray:
+        "The confidence of each prediction in a table of them."
+        return self.confidence(self.probabilities_in(predictions), self.predicted(predictions))
 
     def flattened(self, logits, labels) -> tuple:
         "Logits (answers x choices) and the number of each correct choice, to fit a temperature."
@@ -387,10 +393,10 @@ class MultiLabel(Task):
         "The predicted set of each text in a table of predictions, with the thresholds of its model."
         return predictions.predicted.to_numpy()
 
-    def confidence(self, probabilities) -> np.ndarray:
+    def confidence(self, probabilities, predicted) -> np.ndarray:
         "The probability that the predicted set is correct, if the labels are independent."
         p = np.asarray(probabilities)
-        return np.where(self.bits(self.decode(p)), p, 1 - p).prod(1)
+        return np.where(self.bits(predicted), p, 1 - p).prod(1)
 
     def flattened(self, logits, labels) -> tuple:
         "Each label of each text as a choice between no and yes: logits (answers x 2), and 0 or 1."

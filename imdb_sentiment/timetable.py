@@ -31,14 +31,13 @@ def dependants(chapter: Chapter) -> set:
 def startable(
     waiting: list,  # Chapters, in order
     running: list,  # Chapters
-    done: set,  # Names
     quiet: bool = True,  # Whether chapters that report times run alone
 ):
     "The next chapter that may start now; None if one that runs has to end first."
     if quiet and any(c.timed for c in running):
         return None
-    ready = (c for c in waiting if prerequisites(c) <= done)
-    chapter = next(ready, None)
+    unfinished = {c.name for c in (*waiting, *running)}
+    chapter = next((c for c in waiting if not prerequisites(c) & unfinished), None)
     return None if chapter and quiet and chapter.timed and running else chapter
 
 # %% ../nbs/08_timetable.ipynb #62f72069
@@ -87,19 +86,17 @@ def run_chapters(
     quiet: bool = True,  # Whether chapters that report times run alone
 ) -> list:
     "Run all chapters; the names of those that ran. If one fails, those that run are finished first."
-    waiting, running, done, ran, errors = list(chapters), {}, set(), [], []
+    waiting, running, ran, errors = list(chapters), {}, [], []
     with ThreadPoolExecutor(at_once) as pool:
         kernels = Kernels()
         try:
             while waiting and not errors or running:
                 while len(running) < at_once and not errors:
-                    chapter = startable(waiting, list(running.values()), done, quiet)
+                    chapter = startable(waiting, list(running.values()), quiet)
                     if not chapter:
                         break
                     waiting.remove(chapter)
-                    if current(chapter):
-                        done.add(chapter.name)
-                    else:
+                    if not current(chapter):
                         running[pool.submit(work, chapter, kernels)] = chapter
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     chapter = running.pop(future)
@@ -108,7 +105,6 @@ def run_chapters(
                         continue
                     finish(chapter, future.result())
                     ran.append(chapter.name)
-                    done.add(chapter.name)
         except BaseException:
             kernels.stop()
             try:

@@ -286,7 +286,7 @@ def rare(table):
 
 
 FAULTS = [  # what is done to a table of 60 rows, and what the refusal says
-    (lambda t: t.assign(verdict="good"), "all 60 rows have the label 'good'"),
+    (lambda t: t.assign(verdict="good"), "the only label in 60 rows is 'good'"),
     (lambda t: t.assign(verdict=t.verdict.where(t.index > 3)), "4 of 60 rows cannot be used"),
     (lambda t: t.assign(verdict=t.verdict.where(t.index > 3)), "line 2 of shop.csv: the label is"),
     (lambda t: t.assign(note=t.note.where(t.index > 3, " ")), "the text is empty or blank"),

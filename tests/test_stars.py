@@ -109,7 +109,7 @@ GOOD = [1, 2, 3, 4, 5] * 40
         ([*GOOD, 11], "rows with the label '11' are one text"),
         ([*GOOD, *[None] * 30], "rows cannot be used"),
         ([*GOOD, *["five"] * 30], "rows cannot be used"),
-        ([5] * 100, "all 100 rows have the label '5'"),
+        ([5] * 100, "the only label in 100 rows is '5'"),
     ],
 )
 def test_labels_that_are_no_stars_are_an_error(tmp_path, labels, message):

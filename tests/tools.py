@@ -213,7 +213,9 @@ def probabilities_by_hand(folder, texts):
         with torch.inference_mode():
             vectors = bert(torch.tensor([ids])).last_hidden_state[0]
             logits = weights["head.weight"] @ vectors.mean(0) + weights["head.bias"]
-            rows.append(torch.softmax(logits / decisions["logit_temperature"], 0))
+            logits = logits / decisions["logit_temperature"]
+            several = config["task"] == "multilabel"
+            rows.append(torch.sigmoid(logits) if several else torch.softmax(logits, 0))
     return torch.stack(rows).numpy()
 
 
