@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 
 from .config import Config
 from .runs import atomic_path, read_json, require_file
-from .tasks import Task
+from .tasks import MultiLabel, Task
 from .data import load_split
 from .model import DECISIONS, write_decisions
 from .familiarity import fit_familiarity, save_familiarity
@@ -113,7 +113,7 @@ def with_thresholds(
     labels,  # Number of each text's label or set of labels
 ) -> tuple:
     "The task with the best thresholds, and these as `label_thresholds`; nothing changes for one label a text."
-    if task.kind != "multilabel":
+    if not isinstance(task, MultiLabel):
         return task, {}
     bits = task.bits(labels)
     found = [f1_threshold(probabilities[:, i], bits[:, i]) for i in range(task.outputs)]

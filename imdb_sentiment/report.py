@@ -6,8 +6,7 @@
 __all__ = ['FIRST_FIGURES', 'SECTIONS', 'TRUST_CHAPTER', 'TRUST_PAGE', 'ELEMENTS', 'NUMBER', 'with_article', 'title_of',
            'gpu_sentence', 'headline_values', 'headline', 'image_values', 'first_figures', 'prediction_machine',
            'claims_table', 'allowed_attribute', 'sanitised', 'aligned_table', 'last_section', 'page_link',
-           'chapter_html', 'other_machines', 'report_html', 'with_anchors', 'trust_html', 'write_pages',
-           'rewrite_pages', 'publish']
+           'chapter_html', 'report_html', 'with_anchors', 'trust_html', 'write_pages', 'rewrite_pages', 'publish']
 
 # %% ../nbs/09a_report.ipynb #1f7f9232
 import base64, re, shutil, struct
@@ -22,16 +21,21 @@ from .data import about_films
 from .staleness import CHAPTER_LIST, chapters_of
 from .pipeline import TRAINING, require_pipeline
 from .private_texts import chapters_without_texts, private_texts, without_texts
-from .publishing import collect_metrics, local_paths, publishable, report_conditions
+from imdb_sentiment.publishing import (
+    collect_metrics,
+    local_paths,
+    other_machines,
+    publishable,
+    report_conditions,
+)
 
 # %% ../nbs/09a_report.ipynb #6352ffc4
 def with_article(
     called: str,  # From `data_name`
 ) -> str:
     "The name with its article, if it takes one."
-    return (
-        f"the {called}" if about_films(called) or re.match("(stars|labels) of ", called) else called
-    )
+    takes = about_films(called) or called.startswith(("stars of ", "labels of "))
+    return f"the {called}" if takes else called
 
 
 def title_of(
@@ -92,11 +96,6 @@ FIRST_FIGURES = {  # file: chapter, what it shows, caption
         "05b_evaluation",
         "Confusion matrix of the test set",
         "Labels and predictions of the test set; the errors are off the diagonal.",
-    ),
-    "exact_sets": (
-        "05b_several_labels",
-        "Share of exactly predicted sets of labels, of the model and of simpler methods",
-        "Test texts whose labels are all correct, with 95% intervals, beside simpler methods.",
     ),
     "labels": (
         "05b_several_labels",
@@ -313,20 +312,6 @@ def chapter_html(
 
     picture = r'<img [^>]*src="data:image/png;base64,([^"]*)"[^>]*>'
     return Markup(re.sub(picture, image, body))
-
-# %% ../nbs/09a_report.ipynb #e0e283f2
-def other_machines(
-    chapters: dict,  # From `metrics.json`
-) -> dict:
-    "Machines and versions other than those of the training, in words, and the chapters that ran there."
-    groups = {}
-    for name, record in chapters.items():
-        parts = [f"{package} {version}" for package, version in record.get("versions", {}).items()]
-        if machine := record.get("machine"):
-            parts.insert(0, f"{machine['cores']} cores of {machine['processor']}")
-        if parts:
-            groups.setdefault(", ".join(parts), []).append(name)
-    return groups
 
 # %% ../nbs/09a_report.ipynb #cefc90fb
 def report_html(

@@ -57,10 +57,12 @@ def set_intervals(
     columns = np.hstack([*tables, exact[:, None]]).astype(float)
     n, k, rng = len(a), len(names), np.random.default_rng(seed)
     draws = np.stack([rng.multinomial(n, np.full(n, 1 / n)) @ columns for _ in range(resamples)])
-    split = lambda sums: (*(sums[..., i * k : (i + 1) * k] for i in range(3)), sums[..., -1])
-    drawn = set_scores(*split(draws), n, names)
+    score = lambda sums: set_scores(
+        sums[..., :k], sums[..., k : 2 * k], sums[..., 2 * k : -1], sums[..., -1], n, names
+    )
+    drawn = score(draws)
     intervals = {}
-    for name, value in set_scores(*split(columns.sum(0)), n, names).items():
+    for name, value in score(columns.sum(0)).items():
         low, high = np.percentile(drawn[name], (2.5, 97.5))
         intervals[name] = dict(value=float(value), ci_low=float(low), ci_high=float(high))
     return intervals
