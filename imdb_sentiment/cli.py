@@ -13,6 +13,7 @@ import typer
 from .devices import wait_passively
 from .cli_common import app, cli_errors
 from . import cli_report  # noqa: F401, its commands join the application
+from . import cli_measuring  # noqa: F401, as do these
 from . import cli_training  # noqa: F401, as do these
 from . import cli_model  # noqa: F401, as do these
 

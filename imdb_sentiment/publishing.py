@@ -197,6 +197,7 @@ BENCHES = dict(
     inference=Chapter("12d_bench_inference", "analysis"),
     speeds=Chapter("12e_bench_speeds", "analysis"),
     domain=Chapter("12f_bench_domain", "analysis"),
+    transfer=Chapter("12g_bench_transfer", "analysis"),
 )
 
 
