@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'bench_training', 'trained_run', 'bench_inference', 'bench_speeds', 'bench_domain', 'whole_numbers',
-           'bench_transfer']
+           'bench_transfer', 'bench_long']
 
 # %% ../nbs/13_cli_measuring.ipynb #807d980f
 from pathlib import Path
@@ -207,3 +207,33 @@ def bench_transfer(
         if odd := [str(folder) for folder in folders if "," in str(folder)]:
             raise SettingError(f"{odd[0]!r} contains a comma: rename the folder.")
         run_bench("transfer", found[0][1], "cpu", runs=",".join(map(str, folders)), texts=texts)
+
+# %% ../nbs/13_cli_measuring.ipynb #acc79962
+@bench_app.command(
+    "long",
+    epilog=examples("bench long --preset best --set data=stanfordnlp/imdb --train-reviews 5000"),
+)
+def bench_long(
+    preset: Preset = "best",
+    set_: Settings = None,
+    train_reviews: Annotated[int, typer.Option(min=0, help="Training reviews; 0: all.")] = 0,
+    test_reviews: Annotated[int, typer.Option(min=0, help="Long test reviews; 0: all.")] = 0,
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of the curve of costs, separated by commas.")
+    ] = "512,1024,2048,4096,8192",
+):
+    "Ways to read reviews that are longer than the encoder reads, and what thousands of tokens cost."
+    from imdb_sentiment.publishing import run_bench
+
+    with cli_errors():
+        cfg, overrides = configuration(preset, set_)
+        run_bench(
+            "long",
+            cfg,
+            "cpu",
+            preset=preset,
+            settings={k: getattr(cfg, k) for k in overrides},
+            examples=train_reviews,
+            most=test_reviews,
+            lengths=whole_numbers("--lengths", lengths),
+        )

@@ -198,6 +198,7 @@ BENCHES = dict(
     speeds=Chapter("12e_bench_speeds", "analysis"),
     domain=Chapter("12f_bench_domain", "analysis"),
     transfer=Chapter("12g_bench_transfer", "analysis"),
+    long=Chapter("12h_bench_long", "analysis"),
 )
 
 

@@ -160,7 +160,14 @@ def random_encoder(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, trust_remote_code=False)
         with atomic_path(folder) as tmp:
             torch.manual_seed(0)
-            config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **shape)
+            marks = dict(
+                pad_token_id=tokenizer.pad_token_id,
+                cls_token_id=tokenizer.cls_token_id,
+                sep_token_id=tokenizer.sep_token_id,
+                bos_token_id=tokenizer.cls_token_id,
+                eos_token_id=tokenizer.sep_token_id,
+            )
+            config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **marks, **shape)
             build_encoder(config).save_pretrained(tmp)
             tokenizer.save_pretrained(tmp)
     return str(folder)
