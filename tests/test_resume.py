@@ -44,8 +44,11 @@ def test_killed_training_ends_with_the_same_weights(tmp_path):
     assert left == []
 
 
-def test_training_on_windows_resumes_with_the_same_weights(tmp_path):
-    settings = dict(SMALL, epochs=1, limit=300, max_length=24, long_texts="windows")
+@pytest.mark.parametrize(
+    "kind", [dict(long_texts="windows", max_length=24), dict(task="stars"), dict(task="multilabel")]
+)
+def test_other_trainings_resume_with_the_same_weights(tmp_path, kind):
+    settings = {**SMALL, "epochs": 1, "limit": 300, **kind}
     found = kill_and_resume(settings, tmp_path, kills=1)
     assert found["sittings"] > 1
     assert found["bit_identical"]
