@@ -184,6 +184,7 @@ def run_identity(
     settings = settings_until(cfg, "training")
     settings = {k: v for k, v in settings.items() if k not in ("data", "test_share")}
     settings["backbone"] = Path(cfg.backbone).name
+    settings["soft_labels"] = bool(cfg.soft_labels)  # its content is added by the job
     parts = [
         settings,
         text_hash(reviews),

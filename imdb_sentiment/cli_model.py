@@ -237,7 +237,7 @@ def report_metrics(
     if not file.exists():
         raise SettingError(f"--report {report!r}: there is no {file}.")
     metrics = read_json(file)
-    if missing := {"accuracy", "calibration", "selective", "robustness"} - set(metrics):
+    if missing := {"accuracy", "calibration", "selective"} - set(metrics):
         raise SettingError(
             f"--report {report!r} is no report of a whole run: it has no {min(missing)}. "
             "Name another report, or publish it again."

@@ -91,11 +91,15 @@ def report_line(
 ) -> str:
     "The result of a report in a sentence."
     from imdb_sentiment.runs import read_json
+    from imdb_sentiment.data import several_labels
     from imdb_sentiment.report import with_article
 
-    accuracy = read_json(Path(folder) / "metrics.json")["accuracy"]
+    metrics = read_json(Path(folder) / "metrics.json")
+    accuracy = metrics["accuracy"]
+    what = "All labels correct in" if several_labels(metrics) else "Accuracy"
     interval = f"95% interval {accuracy['ci_low']:.2%} to {accuracy['ci_high']:.2%}"
-    return f"\nAccuracy {accuracy['value']:.2%} ({interval}) on the test split of {with_article(data)}."
+    share = f"{what} {accuracy['value']:.2%} ({interval})"
+    return f"\n{share} on the test split of {with_article(data)}."
 
 # %% ../nbs/13_cli_report.ipynb #36cbb1f8
 @app.command(
@@ -148,6 +152,7 @@ def evaluate(
     "Run robustness suites on a saved model."
     from imdb_sentiment.config import SettingError
     from imdb_sentiment.runs import write_json
+    from imdb_sentiment.tasks import require_one_label
     from imdb_sentiment.prediction import Predictor
     from imdb_sentiment.suites import json_rows, run_suites, suite_lines
 
@@ -158,6 +163,7 @@ def evaluate(
         if not Path(suite).expanduser().exists():
             raise SettingError(f"--suite {suite!r}: there is no such file or folder.")
         predictor = Predictor.load(model, device, speed=speed)
+        require_one_label(predictor.task, "evaluate")
         results, rates = run_suites(suite, predictor.probabilities, predictor.labels, print)
         if not results:
             raise SettingError(

@@ -240,6 +240,12 @@ class TrainingSettings(Settings):
         "training",
         choices=("none", "balanced"),
     )
+    soft_labels: str = setting(
+        "",
+        "file of `distill`: a teacher's answers, learnt instead of labels; empty for none",
+        "training",
+    )
+    label_share: float = setting(0.0, "weight of given labels", "training", low=0, high=1)
     epochs: int = setting(4, "passes over the training reviews", "training", low=1, high=1000)
     batch_size: int = setting(32, "reviews in a training step", "training", low=1)
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW", "training", low=0, high=1)
@@ -253,9 +259,7 @@ class TrainingSettings(Settings):
     weight_decay: float = setting(
         0.01, "AdamW weight decay; biases and norms have none", "training", low=0, high=1
     )
-    warmup_steps: int = setting(
-        30, "steps of linear warmup before the linear decay", "training", low=0
-    )
+    warmup_steps: int = setting(30, "steps of linear warmup before the decay", "training", low=0)
     clip_norm: float = setting(1.0, "largest norm of the gradient", "training", low=1e-6)
     patience: int = setting(
         2, "stop after this many epochs without a better validation score", "training", low=1
@@ -419,7 +423,7 @@ def parse_overrides(
 
 # %% ../nbs/00_config.ipynb #966f257c
 EXECUTION = tuple(f.name for f in fields(Config) if f.metadata["execution"])
-PLACES = ("data", "backbone", "suites")  # settings that may be paths
+PLACES = ("data", "backbone", "suites", "soft_labels")  # may be paths
 
 # %% ../nbs/00_config.ipynb #c029ef89
 def plain_settings(cfg: Config) -> dict:

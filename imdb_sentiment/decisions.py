@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DELTA', 'prediction_file', 'prediction_table', 'reviews_of', 'logits_by_reading', 'compare_readings',
-           'choose_reading', 'with_thresholds', 'calibration_reviews', 'write_predictions', 'decide']
+           'choose_reading', 'with_thresholds', 'abstention', 'calibration_reviews', 'write_predictions', 'decide']
 
 # %% ../nbs/04f_decisions.ipynb #f3efa394
 from dataclasses import replace
@@ -119,6 +119,18 @@ def with_thresholds(
     found = [f1_threshold(probabilities[:, i], bits[:, i]) for i in range(task.outputs)]
     return replace(task, thresholds=tuple(found)), dict(label_thresholds=found)
 
+# %% ../nbs/04f_decisions.ipynb #1d7f1fd3
+def abstention(
+    task: Task,  # With its thresholds
+    probabilities,  # (texts x labels)
+    labels,  # Number of each text's label or set of labels
+    delta: float,  # Probability with which the guarantee may fail
+) -> tuple:
+    "The threshold, None if no coverage has the guarantee, and the confidence of each prediction."
+    predicted = task.decode(probabilities)
+    confidence = task.confidence(probabilities, predicted)
+    return threshold_for(confidence, predicted == labels, delta=delta), confidence
+
 # %% ../nbs/04f_decisions.ipynb #6a536afe
 DELTA = 0.05  # probability with which the guarantee of the threshold may fail
 
@@ -159,9 +171,7 @@ def decide(
     compared, chosen, temperature = choose_reading(ways, long, labels, predictor.task)
     probabilities = predictor.task.probabilities(ways[chosen], temperature)
     task, limits = with_thresholds(predictor.task, probabilities, labels)
-    predicted = task.decode(probabilities)
-    confidence = task.confidence(probabilities, predicted)
-    threshold = threshold_for(confidence, predicted == labels, delta=delta)
+    threshold, _ = abstention(task, probabilities, labels, delta)
     decisions = dict(logit_temperature=temperature, abstain_below=threshold, long_texts=chosen)
     write_decisions(model, **decisions, **limits)
     train, val = (reviews_of(run, part).text.tolist() for part in ("train", "val"))

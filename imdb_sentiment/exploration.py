@@ -27,6 +27,7 @@ def class_counts(
     counts = pd.crosstab(rows.part, rows.label)
     counts = counts.rename(columns=dict(enumerate(names))).rename_axis(columns=None)
     total = reviews.part.value_counts()
+    counts = counts.reindex(total.index, fill_value=0)  # a split may have no label at all
     table = counts.assign(**{"all reviews" if "all" in names else "all": total})
     if len(names) == 2:
         table[f"share of {names[1]}"] = counts[names[1]] / total

@@ -18,12 +18,12 @@ from .progress import show_note
 from .demo_corpus import handwritten_reviews
 from .tokens import loading_reason
 from .model import read_decisions
-from .calibration import fit_temperature, threshold_for
+from .calibration import fit_temperature
 from .ngrams import load_ngrams
 from .cascade import calibrate_cascade, read_cascades, write_cascades
 from .runtimes import graph_of
 from .prediction import Predictor
-from .decisions import calibration_reviews
+from .decisions import abstention, calibration_reviews, with_thresholds
 from imdb_sentiment.forms import (
     FORMS,
     export_model,
@@ -106,10 +106,9 @@ def own_decisions(
     task = predictor.task
     temperature = fit_temperature(*task.flattened(logits, labels))
     probabilities = task.probabilities(logits, temperature)
-    predicted = task.decode(probabilities)
-    confidence = task.confidence(probabilities, predicted)
-    threshold = threshold_for(confidence, predicted == labels, delta=delta)
-    decisions = dict(logit_temperature=temperature, abstain_below=threshold)
+    task, limits = with_thresholds(task, probabilities, labels)
+    threshold, confidence = abstention(task, probabilities, labels, delta)
+    decisions = dict(logit_temperature=temperature, abstain_below=threshold, **limits)
     graph, factor = graph_of(Path(form)), predictor.temperature / temperature
     scale = scale_openvino if graph.suffix == ".xml" else scale_onnx
     scale(graph, factor)

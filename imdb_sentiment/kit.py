@@ -214,6 +214,10 @@ def _check_kit(out, python, part_mib, root):
 
 def _pack_inputs(cfg, content, log):
     "Pack reviews, encoder and suites; name to path in the kit of the settings that name them."
+    if cfg.soft_labels:
+        raise SettingError(
+            "soft_labels: a kit does not pack a teacher's answers. Run `imdb-sentiment distill` there."
+        )
     found = dict(
         data=pack_data(cfg, content),
         backbone=pack_encoder(cfg.backbone, content),

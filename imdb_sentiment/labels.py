@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBER', 'MAX_LABELS', 'SEPARATOR', 'FLAGS', 'SPELLINGS', 'STARS', 'MAX_SET', 'DataError', 'label_text',
-           'label_spellings', 'sort_labels', 'check_label_names', 'split_labels', 'joined_labels', 'flagged_labels',
-           'resolve_labels', 'check_stars', 'check_sets', 'label_ids', 'label_sets']
+           'label_spellings', 'sort_labels', 'check_label_names', 'check_reserved', 'split_labels', 'joined_labels',
+           'listed_labels', 'flagged_labels', 'resolve_labels', 'check_stars', 'check_sets', 'label_ids', 'label_sets']
 
 # %% ../nbs/01_labels.ipynb #0l4b3ls2
 import re
@@ -89,14 +89,22 @@ def check_label_names(
                 f"{source}: the labels {other!r} and {name!r} are the same number. "
                 "Write them alike."
             )
-        if name.lower() in ("macro", "micro", "weighted"):
-            raise DataError(
-                f"{source}: the label {name!r} is also the name of an average in the report. "
-                "Rename it."
-            )
+    check_reserved(names, source)
+
+
+def check_reserved(
+    names,  # Label names
+    source: str,  # For messages
+):
+    "Raise `DataError` if a label has the name of an average."
+    if taken := [name for name in names if name.lower() in ("macro", "micro", "weighted")]:
+        raise DataError(
+            f"{source}: the label {taken[0]!r} is also the name of an average in the report. Rename it."
+        )
 
 # %% ../nbs/01_labels.ipynb #b4a90f25
 SEPARATOR = ";"  # between the labels of a text
+FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 
 
 def split_labels(
@@ -111,26 +119,38 @@ def joined_labels(
 ) -> str:
     "The labels as one text. Raises `InputError` if the value is missing or holds something else."
     if isinstance(value, (list, tuple, set, np.ndarray)):
-        for label in value:
-            if isinstance(label, (list, tuple, dict, np.ndarray)) or not label_text(label):
-                raise InputError(f"the list of labels holds {label!r}, which is not a label")
-            if SEPARATOR in label_text(label):
-                raise InputError(
-                    f"the label {label!r} contains {SEPARATOR!r}, which separates labels"
-                )
-        return SEPARATOR.join(split_labels(SEPARATOR.join(map(label_text, value))))
+        return SEPARATOR.join(listed_labels([*value]))
     if isinstance(value, dict):
         raise InputError(f"the labels are {value!r}; a list or a text is expected")
     if isinstance(value, str) and not value.strip():
         return ""
-    if not label_text(value):
+    if not (text := label_text(value)):
         raise InputError("the labels are missing; an empty list or text means that none applies")
-    return SEPARATOR.join(split_labels(label_text(value)))
+    if text.startswith("[") and text.endswith("]"):
+        raise InputError(
+            f"the labels {text!r} are a list that was written as text; write a;b instead"
+        )
+    return SEPARATOR.join(split_labels(text))
+
+
+def listed_labels(
+    values: list,  # Of labels
+) -> list:
+    "The labels as texts. Raises `InputError` if one of them is no label, or they are a list of 0 and 1."
+    labels = []
+    for value in values:
+        if isinstance(value, (list, tuple, dict, np.ndarray)) or not (text := label_text(value)):
+            raise InputError(f"the list of labels holds {value!r}, which is not a label")
+        if SEPARATOR in text:
+            raise InputError(f"the label {text!r} contains {SEPARATOR!r}, which separates labels")
+        if isinstance(value, (bool, np.bool_)) or text in labels and text in FLAGS:
+            raise InputError(
+                f"the list of labels {values!r} says yes or no to each label; name those that apply"
+            )
+        labels.append(text)
+    return list(dict.fromkeys(labels))
 
 # %% ../nbs/01_labels.ipynb #c818b2f7
-FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
-
-
 def flagged_labels(
     flags: dict,  # Label to the content of its cell
 ) -> str:
@@ -158,6 +178,7 @@ def resolve_labels(
 ) -> tuple:
     "The label names in order: `wanted` if given, otherwise those found in the data."
     if wanted:
+        check_reserved(wanted, source)
         return tuple(wanted)
     n_rows = len(labels)
     if kind == "multilabel":
@@ -165,6 +186,11 @@ def resolve_labels(
         if labels.empty:
             raise DataError(f"{source}: none of the {n_rows:,} rows has a label.")
     spellings = label_spellings(labels, source)
+    if kind == "multilabel" and set(spellings) <= set(FLAGS):
+        raise DataError(
+            f"{source}: the labels are only {', '.join(spellings)}, which say yes or no. Set label_column "
+            "to the columns of all labels, such as late,broken, or write the labels by name."
+        )
     if kind == "stars" and (whole := [s for s in spellings.values() if s.isdecimal()]):
         spellings = {name: name for name in whole}  # others are errors of their rows
     are_words = any(not NUMBER.fullmatch(name) for name in spellings)
@@ -243,9 +269,9 @@ def label_sets(
     source: str,  # For messages
 ) -> pd.Series:
     "The labels of each text as a number: the sum of 2**i over the numbers i of its labels."
-    sets = pd.Series(0, index=labels.index, dtype="int64")
     single = labels.map(split_labels).explode().dropna()
-    if len(single):
-        bits = 2 ** label_ids(single, names, source).astype("int64")
-        sets.update(bits.groupby(level=0).agg(np.bitwise_or.reduce))
-    return sets
+    if single.empty:
+        return pd.Series(0, index=labels.index, dtype="int64")
+    bits = 2 ** label_ids(single, names, source).astype("int64")
+    sets = bits.groupby(level=0).agg(np.bitwise_or.reduce)
+    return sets.reindex(labels.index, fill_value=0)

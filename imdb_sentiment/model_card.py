@@ -18,7 +18,7 @@ from .runs import RunError, atomic_path, read_json
 from .rendering import render
 from .hub_errors import SILENT, class_names, hub_reason
 from .hub import bounded
-from .data import about_films
+from .data import about_films, several_labels
 
 # %% ../nbs/07a_model_card.ipynb #05046616
 HUB_ENCODERS = {  # names of folders that are known to hold an encoder of the Hub
@@ -59,7 +59,7 @@ def eval_results(
     m: dict,  # Content of a report's `metrics.json`
 ) -> list:
     "The measured results as the Hub reads them."
-    several = m["settings"].get("task") == "multilabel"
+    several = several_labels(m)
     places = {
         "accuracy": ("Subset accuracy" if several else "Accuracy", m["accuracy"]),
         "f1": ("Macro F1", m["f1_macro"]),
@@ -104,7 +104,7 @@ def usage(
         name=name,
         runtime=runtime_of(form),
         films=about_films(m["data_name"]),
-        several=m["settings"].get("task") == "multilabel",
+        several=several_labels(m),
         truncation=settings["truncation"],
         max_length=settings["max_length"],
         abstains=m["selective"].get("threshold") is not None,
@@ -158,7 +158,7 @@ def model_card(
         head=card_head(m, name, form).to_yaml(),
         name=name,
         names=m["settings"]["label_names"],
-        several=m["settings"].get("task") == "multilabel",
+        several=several_labels(m),
         base=hub_encoder(m) or Path(m["encoder"]["backbone"]).name,
         encoder_known=bool(hub_encoder(m)),
         data_known=bool(hub_dataset(m)),
@@ -174,6 +174,7 @@ def model_card(
         suites={k: v for k, v in robustness if isinstance(v, dict) and "value" in v},
         speeds=m.get("tradeoff", {}).get("speeds", {}),  # reports made before have none
         trait=worst_trait(m),
+        analysed="analysis" in m,
         **{k: m[k] for k in measures},
     )
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines()))

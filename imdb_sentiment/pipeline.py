@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG', 'TRAINING', 'READ_ENCODER', 'Watch', 'require_pipeline', 'execute', 'run_chapter', 'adopt_config',
-           'notebook_parameters', 'keep_record', 'check_suites', 'check_data', 'check_encoder', 'check_sources',
-           'compare_with_estimate', 'run_pipeline']
+           'notebook_parameters', 'keep_record', 'check_suites', 'check_soft_labels', 'check_data', 'check_encoder',
+           'check_sources', 'compare_with_estimate', 'run_pipeline']
 
 # %% ../nbs/08a_pipeline.ipynb #1fc56318
 import logging, os, sys, threading, time
@@ -30,7 +30,7 @@ from imdb_sentiment.runs import (
 from .devices import hardware, machine_facts, package_versions, pick_device
 from .progress import LogLines, describe_seconds, orderly_exit
 from .splits import hold_out, labels_missing
-from .tasks import make_task
+from .tasks import Task, make_task, require_one_label
 from .data import load_reviews, reading_notes
 from .kernels import environment, local_kernel, start_ahead
 from imdb_sentiment.staleness import (
@@ -253,7 +253,9 @@ def keep_record(
 ):
     "Note in the run folder that the chapter ran, and with what fingerprint."
     record = dict(record, fingerprint=fingerprint(chapter, cfg, run, notebooks))
-    write_json(Path(run) / "chapters.json", {**chapter_records(run), chapter.name: record})
+    replaced = {c.name for c in CHAPTER_LIST if set(c.writes) & set(chapter.writes)}
+    others = {name: r for name, r in chapter_records(run).items() if name not in replaced}
+    write_json(Path(run) / "chapters.json", {**others, chapter.name: record})
 
 # %% ../nbs/08a_pipeline.ipynb #e06b4e60
 READ_ENCODER = {"01c_data", "01e_exploration", "02_model", TRAINING}  # or lead to chapters that do
@@ -261,13 +263,25 @@ READ_ENCODER = {"01c_data", "01e_exploration", "02_model", TRAINING}  # or lead 
 
 def check_suites(
     cfg: Config,
-    names: tuple,  # Label names
+    task: Task,
 ):
-    "Read the suites once. Raises an error if one cannot be read."
+    "Read the suites once. Raises an error if one cannot be read, or has nothing to say."
     if cfg.suites:
         from imdb_sentiment.suites import read_suites
 
-        read_suites(cfg.suites, names)
+        require_one_label(task, f"suites={cfg.suites!r}")
+        read_suites(cfg.suites, task.names)
+
+
+def check_soft_labels(
+    cfg: Config,
+    task: Task,
+):
+    "Read the teacher's answers once, if there are any. Raises an error if they do not fit."
+    if cfg.soft_labels:
+        from imdb_sentiment.soft_labels import read_soft_labels
+
+        read_soft_labels(cfg.soft_labels, task)
 
 
 def check_data(
@@ -276,7 +290,9 @@ def check_data(
 ):
     "Read data and suites, and divide the data as the first chapter will. Raises an error if that fails."
     if cfg.data == "embedded":
-        check_suites(cfg, ("neg", "pos"))
+        task = make_task(("neg", "pos"), cfg.task if cfg.task == "multilabel" else "classes")
+        check_soft_labels(cfg, task)
+        check_suites(cfg, task)
         return
     reviews, names, tables = load_reviews(cfg)
     task = make_task(names, cfg.task)
@@ -284,7 +300,8 @@ def check_data(
         say(f"Too rare to be in the calibration split, so only trained on: {', '.join(missing)}")
     for note in reading_notes(tables):
         say(note)
-    check_suites(cfg, names)
+    check_soft_labels(cfg, task)
+    check_suites(cfg, task)
 
 
 def check_encoder(

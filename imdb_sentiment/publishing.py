@@ -15,8 +15,8 @@ from .config import Config, PLACES, plain_settings
 from .runs import atomic_path, locked, project_root, read_json, recover
 from .devices import hardware
 from .progress import orderly_exit
-from .data import about_films, data_name
-from .staleness import CHAPTER_LIST, Chapter, chapter_records, chapters_of
+from .data import about_films, data_name, several_labels
+from .staleness import Chapter, chapter_records, chapters_of
 from .pipeline import check_data, require_pipeline, run_chapter
 
 # %% ../nbs/09_publishing.ipynb #f0026a46
@@ -87,7 +87,7 @@ def collect_metrics(
     part["data"].pop("copies_in_train", None)
     training = part["training"]
     records = chapter_records(run)  # in the order in which they ended
-    ordered = [c.name for c in CHAPTER_LIST if c.name in records]
+    ordered = [c.name for c in chapters_of(cfg) if c.name in records]
     chapters = {name: chapter_summary(records[name], training) for name in ordered}
     settings = shown_settings(cfg)
     return dict(
@@ -115,7 +115,7 @@ def report_conditions(
         about_films(m["data_name"]),
         m.get("robustness", {}),
     )
-    several = m["settings"].get("task") == "multilabel"
+    several = several_labels(m)
     conditions = {
         "if-films": films,
         "if-own-data": not films,
@@ -237,9 +237,13 @@ def run_bench(
     root, parts = project_root(), ["bench", what, *filter(None, [about])]
     run = root / "runs" / "-".join([*parts, "gpu"] if device == "cuda" else parts)
     run.mkdir(parents=True, exist_ok=True)
-    check_data(cfg)
+    if "settings" in parameters or what == "training":  # else the data is in the trained run
+        check_data(cfg)
     with locked(run), orderly_exit():
         record = run_chapter(BENCHES[what], dict(parameters, run=str(run)), run, root / "nbs")
-    places = [v for v in parameters.values() if isinstance(v, str) and os.path.isabs(v)]
+    values = [
+        v for value in parameters.values() for v in (value if isinstance(value, list) else [value])
+    ]
+    places = [v for v in values if isinstance(v, str) and os.path.isabs(v)]
     publish_bench(what, cfg, run, root / "reports" / run.name, places=places)
     print(f"{root / 'reports' / run.name} ({record['wall_seconds']:.0f} s)")

@@ -105,10 +105,12 @@ def parquet_chunks(
 # %% ../nbs/00k_rows.ipynb #720c2f82
 def cell_text(
     cell,  # Of openpyxl
-) -> str:
-    "What is in a cell as text; an empty string if it is empty or holds an error such as #N/A."
+) -> str | None:
+    "What is in a cell as text; an empty string if it is empty, None if it holds an error such as #N/A."
     value = cell.value
-    if value is None or cell.data_type == "e":
+    if cell.data_type == "e":
+        return None
+    if value is None:
         return ""
     if isinstance(value, datetime.datetime) and value.time() == datetime.time():
         value = value.date()
@@ -152,12 +154,12 @@ def workbook_rows(
         yield Row(0, dict.fromkeys(names))
     for number, row in enumerate(sheet_with_content(book, path).iter_rows(), 1):
         fields = [cell_text(cell) for cell in row]
-        while fields and not fields[-1].strip():
+        while fields and fields[-1] is not None and not fields[-1].strip():
             fields.pop()
         if not fields:
             continue
         if names is None:
-            names = header_names(fields)
+            names = header_names([field or "" for field in fields])
             yield Row(0, dict.fromkeys(names))
             continue
         values, fault = fitted(fields + [""] * (len(names) - len(fields)), names)

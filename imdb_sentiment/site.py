@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from .runs import RunError, atomic_path, project_root, read_json, remove
 from .fingerprints import is_measured
 from .rendering import protect_pages
+from .data import several_labels
 from .publishing import cell_conditions, report_conditions
 from .readme import load_reports
 from .examples import executed, run_examples
@@ -256,7 +257,8 @@ def result_in_a_sentence(
     return (
         f"{m['encoder']['backbone']}, with {m['encoder']['parameters'] / 1e6:.1f} million parameters, was "
         f"fine-tuned in {m['training']['wall_seconds'] / 60:.0f} minutes on {machine} and "
-        f"classifies {accuracy['value']:.1%} of {m['test_reviews']:,} test reviews correctly "
+        f"{'labels' if several_labels(m) else 'classifies'} {accuracy['value']:.1%} of "
+        f"{m['test_reviews']:,} test reviews correctly "
         f"(95% interval {accuracy['ci_low']:.1%} to {accuracy['ci_high']:.1%})."
     )
 

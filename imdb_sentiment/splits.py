@@ -86,8 +86,8 @@ def split_reviews(
     groups["number"] = [hash_number(key, f"{held_out}:{seed}") for key in groups.index]
     for label, g in groups.groupby("label"):
         held = held_out_groups(g.number, share)
-        if not held.any() and held_out != "calibration":
-            rows, name = keys.isin(g.index).sum(), (*task.names, "")[label]
+        if not held.any() and held_out != "calibration" and task.kind != "multilabel":
+            rows, name = keys.isin(g.index).sum(), task.names[label]
             raise DataError(
                 f"The {rows:,} rows with the label {name!r} are one text "
                 f"or one group, which cannot be divided into train and {held_out}. "

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMBER', 'EXTRA_COLUMNS', 'TABLES', 'review_row', 'safe_members', 'read_tarball', 'read_unpacked', 'read_archive',
-           'find_column', 'text_columns', 'label_columns', 'row_label', 'usable_row', 'Table', 'columns_in', 'table_of',
-           'read_rows', 'read_table', 'check_bad_rows', 'stars_of', 'own_ids', 'review_ids', 'columns_left_out',
-           'accepted_labels', 'table_rows', 'is_table', 'table_files', 'read_tables']
+           'find_column', 'text_columns', 'label_columns', 'flag_names', 'row_label', 'usable_row', 'Table',
+           'columns_in', 'table_of', 'read_rows', 'read_table', 'check_bad_rows', 'stars_of', 'own_ids', 'review_ids',
+           'columns_left_out', 'accepted_labels', 'table_rows', 'is_table', 'table_files', 'read_tables']
 
 # %% ../nbs/01a_tables.ipynb #e7b61cf9
 import re, tarfile
@@ -27,12 +27,14 @@ from imdb_sentiment.sources import (
 from .rows import Row, Source, inspect_source, rows_of
 from imdb_sentiment.labels import (
     DataError,
+    check_sets,
     flagged_labels,
     joined_labels,
     label_text,
     resolve_labels,
+    sort_labels,
 )
-from .tasks import MultiLabel, Task, make_task
+from .tasks import Task, make_task
 
 # %% ../nbs/01a_tables.ipynb #52fe857d
 MEMBER = re.compile(r"(?:^|/)(train|test)/(neg|pos)/(\d+)_(\d+)\.txt$")
@@ -141,6 +143,16 @@ def label_columns(
         wanted = text_column_names(cfg.label_column, columns)
     return [find_column(name, columns, "label_column", path) for name in wanted]
 
+
+def flag_names(
+    columns: list,  # From `label_columns`
+    path,  # The file, for messages
+) -> tuple:
+    "The names of labels that have a column each; none if one column holds all labels."
+    if len(columns) < 2:
+        return ()
+    return check_sets(tuple(name.strip() for name in columns), str(path))
+
 # %% ../nbs/01a_tables.ipynb #31ff9e91
 EXTRA_COLUMNS = ("id", "rating")  # used if they are there
 
@@ -187,6 +199,7 @@ class Table:
     source: Source
     rows: pd.DataFrame  # `number`, `text`, `label` as text, and `id` and `rating` if there are any
     bad: list  # Rows in quarantine: `file`, `row`, `reason`, `content`
+    flags: tuple = ()  # Names of the labels that have a column each
 
     def reject(self, row, reason: str, content):
         "Put a row into quarantine."
@@ -216,7 +229,7 @@ def table_of(
     extra = {name: name for name in EXTRA_COLUMNS if name in columns and name not in labels}
     if cfg.group_column:
         extra["group"] = find_column(cfg.group_column, columns, "group_column", path)
-    usable, table = [], Table(source, pd.DataFrame(), [])
+    usable, table = [], Table(source, pd.DataFrame(), [], flag_names(labels, path))
     for row in rows:
         try:
             usable.append(usable_row(row, texts, labels, extra, cfg.task))
@@ -348,7 +361,7 @@ def table_rows(
     table.bad.sort(key=lambda entry: entry["row"])
     table.rows = rows = table.rows[is_known].reset_index(drop=True)
     labels = rows.label.map(known).astype("int64")
-    ids = review_ids(rows, part, labels.map(task.label_name))
+    ids = review_ids(rows, part, labels.map(task.label_name).astype(object))
     columns = dict(id=ids, part=part, text=rows.text, label=labels, rating=stars_of(rows))
     return pd.DataFrame(columns | {name: rows[name] for name in ("group",) if name in rows})
 
@@ -401,7 +414,8 @@ def read_tables(
     tables = [read_table(file, cfg) for _, file in parts]
     check_bad_rows(tables, cfg.max_bad_rows, source)
     labels = pd.concat([table.rows.label for table in tables], ignore_index=True)
-    names = resolve_labels(labels, cfg.label_names, source, cfg.task)
+    wanted = cfg.label_names or sort_labels(tables[0].flags)
+    names = resolve_labels(labels, wanted, source, cfg.task)
     task = make_task(names, cfg.task)
     rows = [table_rows(table, part, task) for (part, _), table in zip(parts, tables)]
     check_bad_rows(tables, cfg.max_bad_rows, source)

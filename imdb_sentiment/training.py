@@ -46,6 +46,7 @@ from imdb_sentiment.data import (
 from .model import read_encoder_config, save_model
 from .checkpoints import trim_log
 from .loop import TrainingJob, predict_logits, train_epoch
+from .soft_labels import job_for
 from .cost import describe_cost, describe_report, estimate_cost, report_seconds
 
 # %% ../nbs/03d_training.ipynb #14aa75a5
@@ -231,7 +232,7 @@ def train(
     run = Path(run)
     exact = repeatable(cfg.determinism, pick_device(cfg.device))
     with training_lock(run), exact, limit_primitive_cache():
-        job = TrainingJob(cfg, run)  # may download; a signal ends it at once
+        job = job_for(cfg, run)  # may download; a signal ends it at once
         main, state = job.accelerator.is_main_process, job.state
         if state.best_epoch and not (run / "model").exists():
             raise RunError(

@@ -66,11 +66,15 @@ def ask(
     texts: int,  # At most so many
 ) -> dict:
     "What the model says of the texts: `accuracy`, `ece`, its floor, and the share that it finds `unlike`."
-    predictor, rows = Predictor.load(Path(trained) / "model"), asked_texts(asked, texts)
+    predictor, rows = Predictor.load(Path(trained) / "model", "cpu"), asked_texts(asked, texts)
     reviews = load_split(trained)
     seen = set(reviews.text[reviews.part.isin(ARCHIVE)].map(text_key))
     new = ~rows.text.map(text_key).isin(seen)
     rows = rows[new].reset_index(drop=True)
+    if rows.empty:
+        raise SettingError(
+            f"{trained} has learnt from all texts of {asked}; nothing is left to ask."
+        )
     share = positive_share(predictor.task, predictor.probabilities(rows.text.tolist()))
     correct = (share > 0.5) == (rows.positive == 1)
     outcome = np.maximum(share, 1 - share), correct.to_numpy()
