@@ -263,7 +263,7 @@ def report_html(
         (name, f"{r['wall_seconds']:.0f} s", f"{r['peak_memory_bytes'] / 2**30:.2f} GiB")
         for name, r in m["chapters"].items()
     ]
-    return render(
+    page = render(
         "report.html",
         expected=sum((m["training"].get("estimate") or {}).get("report", {}).values()),
         taken=sum(r["wall_seconds"] for n, r in m["chapters"].items() if n >= TRAINING),
@@ -286,6 +286,7 @@ def report_html(
         **headline_values(m),
         **{k: m[k] for k in ("name", "created", "machine", "training")},
     )
+    return living_links(page, chapters)
 
 # %% ../nbs/09a_report.ipynb #69e36577
 def with_anchors(
@@ -308,6 +309,7 @@ def trust_html(
 ) -> str:
     "The second page of the report: when to trust the model, without code and technical terms."
     body, contents = with_anchors(chapter_html(notebook, "When to trust it"))
+    body = Markup(living_links(body, m["chapters"]))
     return render(
         "trust.html",
         title=f"{m['name']}: when to trust it",
@@ -330,7 +332,7 @@ def write_pages(
         pages[TRUST_PAGE] = trust_html(m, chapters[TRUST_CHAPTER])
     for page, text in pages.items():
         with atomic_path(Path(folder) / page) as tmp:
-            tmp.write_text(living_links(text, chapters), encoding="utf-8")
+            tmp.write_text(text, encoding="utf-8")
 
 
 def rewrite_pages(
