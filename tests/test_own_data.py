@@ -10,9 +10,11 @@ from html import unescape
 from html.parser import HTMLParser
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
-from tools import ROOT, command
+from sklearn.metrics import f1_score
+from tools import ROOT, command, failed_politely
 
 from imdb_sentiment.config import Config
 from imdb_sentiment.runs import read_json
@@ -89,7 +91,7 @@ def report(table, path, **settings):
     sets = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
     done = command("report", "--name", "own", *sets, cwd=path.parent, timeout=None)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert f"on the test split of {path.name}" in done.stdout
+    assert re.search(f"on the test split of (the labels of )?{path.name}", done.stdout)
     folder = path.parent / "reports" / "own"
     return read_json(folder / "metrics.json"), folder, path.parent / "runs" / "own"
 
@@ -128,6 +130,80 @@ def two(tmp_path_factory):
     return report(
         table, tmp_path_factory.mktemp("two") / "shop.jsonl", label_names="poor,good", epochs=1
     )
+
+
+TAGS = dict(
+    broken=("broke", "sent it back"), cheap=("cheap", "price"), praise=("delight", "well made")
+)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    "Of several labels for a text, or none: whether a note says so, in a column for each."
+    table = notes(("poor", "fine", "good"), 300)
+    says = lambda remarks: table.note.str.contains("|".join(remarks), case=False).astype(int)
+    table = table.assign(**{tag: says(remarks) for tag, remarks in TAGS.items()})
+    settings = dict(task="multilabel", label_column=",".join(TAGS), epochs=6)
+    return report(table, tmp_path_factory.mktemp("several") / "shop.csv", **settings)
+
+
+def test_several_labels_from_end_to_end(several):
+    m, folder, run = several
+    names = m["settings"]["label_names"]
+    assert names == sorted(TAGS)
+    rows, reviews = pd.read_parquet(folder / "predictions.parquet"), load_split(run)
+    test = reviews[reviews.part == "test"].set_index("id").loc[rows.id]
+    bits = lambda sets: np.array([[n >> i & 1 for i in range(3)] for n in sets])
+    says = [test.text.str.contains("|".join(TAGS[name]), case=False) for name in names]
+    assert (bits(rows.label) == np.stack(says, 1)).all()
+    predicted = bits(rows.predicted)
+    limits = m["inference"]["label_thresholds"]
+    assert (predicted == (rows[[f"prob_{name}" for name in names]].to_numpy() >= limits)).all()
+    assert m["accuracy"]["value"] == pytest.approx((predicted == bits(rows.label)).all(1).mean())
+    macro = f1_score(bits(rows.label), predicted, average="macro")
+    assert m["f1_macro"]["value"] == pytest.approx(macro)
+    assert macro > 0.5  # it learns
+    assert set(m["baselines"]) == {"majority", "tfidf"}
+    assert "robustness" not in m and "05b_evaluation" not in m["chapters"]
+
+
+@pytest.mark.parametrize("name", ["three", "several"])
+def test_links_of_a_page_lead_somewhere(request, name):
+    page = (request.getfixturevalue(name)[1] / "report.html").read_text(encoding="utf-8")
+    ids = set(re.findall(r' id="([^"]+)"', page))
+    links = re.findall(r'href="(?:report\.html)?#([^"]+)"', page)
+    assert len(links) > 10
+    assert [link for link in links if link not in ids] == []
+
+
+def test_several_labels_are_exported_with_their_card(several, tmp_path):
+    _, folder, run = several
+    args = ("export", "--model", run / "model", "--out", tmp_path / "hub", "--report", "own")
+    done = command(*args, cwd=folder.parent.parent)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    assert "Decides which labels apply to a text" in card
+    assert "exactly its labels" in card and "in which texts it errs" not in card
+    asked = [text for text, _ in ASKED]
+    expected = [p.labels for p in Predictor.load(run / "model", device="cpu")(asked)]
+    assert expected[0] == ("broken", "cheap")
+    for form in ("huggingface", "onnx", "int8"):
+        if (run / "deployment" / form).exists():
+            found = Predictor.load(run / "deployment" / form, device="cpu")(asked)
+            assert [p.labels for p in found] == expected, form
+
+
+def test_what_needs_one_label_says_so(several, tmp_path):
+    _, folder, run = several
+    suite = tmp_path / "suite.csv"
+    suite.write_text("text,label\nfine,cheap\n")
+    cases = [
+        ("evaluate", "--model", run / "model", "--suite", suite),
+        ("bench", "inference", "--trained", run),
+        ("bench", "transfer", run),
+    ]
+    for args in cases:
+        failed_politely(command(*args, cwd=folder.parent.parent), "give a text one label")
 
 
 def test_three_labels_from_end_to_end(three):
@@ -220,10 +296,19 @@ def quoting(folder, texts):
     return {p.name for p in files if any(text[:40] in contents[p] for text in texts)}
 
 
-def test_no_text_is_published_if_none_may_be(three):
+@pytest.mark.parametrize("name", ["three", "several"])
+def test_no_text_is_published_if_none_may_be(request, name):
     "The chapters need not run again for that."
-    _, folder, run = three
-    sets = {**SMALL, **COLUMNS, "data": folder.parent.parent / "shop.csv", "keep_texts": "no"}
+    m, folder, run = request.getfixturevalue(name)
+    more = {k: m["settings"][k] for k in ("task", "epochs")}
+    more["label_column"] = m["settings"]["label_column"]
+    sets = {
+        **SMALL,
+        **COLUMNS,
+        **more,
+        "data": folder.parent.parent / "shop.csv",
+        "keep_texts": "no",
+    }
     words = [word for k, v in sets.items() for word in ("--set", f"{k}={v}")]
     args = ("report", "--name", "quiet", "--run-dir", run, *words)
     done = command(*args, cwd=folder.parent.parent, timeout=None)
