@@ -23,6 +23,7 @@ from .familiarity import load_familiarity
 from .cascade import ENCODER, cascade_arguments
 from .encoders import check_vocabulary, needs_single_texts, position_limit
 from .encoders import segments_of
+from .ensembles import ENSEMBLE, ensemble_arguments
 
 # %% ../nbs/04a_runtimes.ipynb #5761f8c4
 class Scorer:
@@ -154,10 +155,9 @@ def check_classifier(
     config,  # Its configuration
 ):
     "Raise `RunError` if the classifier does not choose among several labels."
-    name = repr(str(model))
     if config.num_labels < 2:
         raise RunError(
-            f"{name} predicts a number, not a label. Use a text classifier with two labels or more."
+            f"{str(model)!r} predicts a number, not a label. Use a text classifier with two labels or more."
         )
 
 # %% ../nbs/04a_runtimes.ipynb #122b3787
@@ -427,6 +427,10 @@ def predictor_arguments(
     in_torch = "fp32" if precision == "auto" else precision  # the same text, the same prediction
     fit_for_fork()
     folder, config = find_model(model)
+    if config and config.get("model_type") == ENSEMBLE and speed == ENCODER:
+        return ensemble_arguments(
+            folder, config, lambda m: predictor_arguments(m, device, precision)
+        )
     shared = cascade_arguments(folder, speed) | dict(familiarity=load_familiarity(folder))
     graph = graph_of(folder) if config else None
     if graph is not None:
