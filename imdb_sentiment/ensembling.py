@@ -9,7 +9,7 @@ __all__ = ['fit_weights', 'check_members', 'split_of', 'write_ensemble', 'scores
 import shutil
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
 
 from .config import Config
 from .runs import RunError, atomic_path, file_hash, read_json, write_json
