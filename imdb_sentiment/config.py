@@ -163,6 +163,7 @@ class DataSettings(Settings):
     test_share: float = setting(
         0.2, "share of a single data file that becomes the test split", "data", low=0.01, high=0.9
     )
+    split_seed: int | None = setting(None, "seed of the split; none takes seed", "data", low=0)
     val_share: float = setting(
         0.2, "share of the training reviews held out for validation", "data", low=0.01, high=0.9
     )

@@ -259,7 +259,8 @@ def read_source(
 ) -> tuple:
     "The reviews of the source as one table, the label names, and the tables that were read."
     if cfg.data == "embedded":
-        return name_labels(embedded_reviews(cfg.seed), cfg)
+        seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
+        return name_labels(embedded_reviews(seed), cfg)
     if not is_local(cfg):
         return read_hub(cfg.data, cfg)
     path = Path(cfg.data).expanduser()
@@ -342,7 +343,7 @@ def write_quarantine(
 # %% ../nbs/01c_data.ipynb #f327542b
 SPLIT_SETTINGS = ("data", "text_column", "label_column", "label_names", "delimiter", "encoding")
 SPLIT_SETTINGS += ("columns", "group_column", "max_bad_rows", "limit", "test_share", "val_share")
-SPLIT_SETTINGS += ("calibration_share", "split_names", "seed", "task")
+SPLIT_SETTINGS += ("calibration_share", "split_names", "seed", "split_seed", "task")
 
 
 def split_record(

@@ -42,13 +42,18 @@ def ensemble_arguments(
 ) -> dict:
     "The arguments of a `Predictor`. Raises `RunError` if a member is missing or differs from the others."
     names, weights = config.get("members", []), config.get("weights", [])
-    if not names or len(names) != len(weights) or not np.isfinite(weights).all():
+    numbers = [w for w in weights if isinstance(w, (int, float)) and np.isfinite(w)]
+    if not names or not len(names) == len(weights) == len(numbers):
         raise RunError(f"{folder} is a damaged ensemble: it needs a finite weight for each member.")
+    if odd := [name for name in names if Path(str(name)).name != name or name in ("", ".", "..")]:
+        raise RunError(
+            f"{folder} is a damaged ensemble: {odd[0]!r} is not the name of a folder in it."
+        )
     if missing := [name for name in names if not (Path(folder) / name / "config.json").exists()]:
         raise RunError(f"{folder} is an ensemble without its member {missing[0]}. Make it again.")
     members = [load(Path(folder) / name) for name in names]
     for name, member in zip(names, members):
-        if differing := [k for k in SHARED if member[k] != members[0][k]]:
+        if differing := [k for k in SHARED if member.get(k) != members[0].get(k)]:
             raise RunError(
                 f"{folder}: the member {name} has another {differing[0]} than {names[0]}. Make it again."
             )

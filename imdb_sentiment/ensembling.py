@@ -42,19 +42,21 @@ def check_members(
     runs: list,  # Run folders
 ):
     "Raise `RunError` if these runs cannot become an ensemble."
-    if len(runs) < 2:
-        raise RunError("An ensemble needs two runs or more.")
+    if len({Path(run).resolve() for run in runs}) < max(2, len(runs)):
+        raise RunError("An ensemble needs two runs or more, each of them once.")
     first, *others = map(Path, runs)
     for run in (first, *others):
         for file in ("split.parquet", "labels.json", f"model/{DECISIONS}"):
             if not (run / file).exists():
                 raise RunError(
-                    f"{run} is no run whose model has been decided on: it has no {file}."
+                    f"{run} has no {file}. Finish the run first, with `imdb-sentiment report`."
                 )
         require_one_label(task_of(run), "An ensemble")
     for run in others:
         if split_of(run) != split_of(first):
-            raise RunError(f"{run} has another split than {first}. Train both on the same one.")
+            raise RunError(
+                f"{run} has another split than {first}. Train both with the same seed or split_seed."
+            )
         mine, theirs = (config_arguments(own_config(r / "model"), r) for r in (run, first))
         if differing := [k for k in SHARED if mine[k] != theirs[k]]:
             raise RunError(f"{run} has another {differing[0]} than {first}.")
@@ -83,13 +85,18 @@ def write_ensemble(
         raise RunError(f"{out} exists already. Choose another folder, or delete it.")
     task, val = task_of(runs[0]), reviews_of(runs[0], "val")
     decided, part, delta = calibration_reviews(runs[0])
-    predictors = [Predictor.load(run / "model", device) for run in runs]
+    reading = config_arguments(own_config(runs[0] / "model"), runs[0])["long_texts"]
+    predictors = [Predictor.load(run / "model", device, long_texts=reading) for run in runs]
     ask = lambda reviews, what: [p.logits(reviews.text.tolist(), what)[0] for p in predictors]
     on_val = ask(val, "predicting validation reviews")
     weights = fit_weights(on_val, val.label)
     together = lambda logits: sum(w * each for w, each in zip(weights, logits))
-    logits = together(ask(decided, "predicting calibration reviews") if part != "val" else on_val)
-    threshold, _ = abstention(task, task.probabilities(logits), decided.label.to_numpy(), delta)
+    threshold = (
+        None  # without calibration reviews: the weights were fitted on the validation reviews
+    )
+    if part != "val":
+        logits = together(ask(decided, "predicting calibration reviews"))
+        threshold, _ = abstention(task, task.probabilities(logits), decided.label.to_numpy(), delta)
     summary = dict(
         members=[run.name for run in runs],
         weights=weights,
@@ -110,7 +117,7 @@ def write_ensemble(
             k: v for k, v in read_json(runs[0] / "model" / "config.json").items() if k != "encoder"
         }
         config = dict(shared, model_type=ENSEMBLE, members=names, weights=weights)
-        config |= dict(abstain_below=threshold, long_texts="truncate")
+        config |= dict(abstain_below=threshold, long_texts=reading)
         write_json(tmp / "config.json", config)
         write_json(tmp / "ensemble.json", summary)
     return summary

@@ -46,8 +46,8 @@ def shared_settings(
 ) -> dict:
     "The settings that all seeds of one report must share."
     shared = {k: v for k, v in settings.items() if k not in _NOT_SHARED}
-    for name in ("data", "backbone"):
-        if name in shared:
+    for name in ("data", "backbone", "soft_labels"):
+        if shared.get(name):
             shared[name] = Path(str(shared[name])).name
     return shared
 

@@ -208,10 +208,10 @@ def model_stamp(
     path = Path(model).expanduser()
     if not path.exists():
         path = model_folder(model, repr(str(model)))  # the version that is on the Hub now
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     stamp = hashlib.sha256(b"" if path.is_dir() else str(model).encode())
     for file in files:
-        stamp.update(file.name.encode())
+        stamp.update(file.relative_to(path).as_posix().encode())
         with open(file, "rb") as f:
             while block := f.read(2**20):
                 stamp.update(block)

@@ -154,7 +154,7 @@ def fitted(
 ) -> tuple:
     "The values by column, and the fault; surplus fields that are empty are left out."
     surplus = len(fields) - len(names)
-    if surplus > 0 and not any(field.strip() for field in fields[-surplus:]):
+    if surplus > 0 and not any(field and field.strip() for field in fields[-surplus:]):
         fields = fields[:-surplus]
     if len(fields) != len(names):
         return {}, f"fields in the row: {len(fields)}, in the header: {len(names)}"

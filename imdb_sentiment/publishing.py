@@ -184,7 +184,7 @@ def local_paths(
         tempfile.gettempdir(): "tmp",
         str(Path.home()): "~",
     }
-    for value in (cfg.data, cfg.backbone, cfg.suites, *places):
+    for value in (*(getattr(cfg, name) for name in PLACES), *places):
         if value and Path(value).expanduser().exists():
             for text in (value, str(Path(value).resolve())):
                 paths[text] = Path(value).resolve().name

@@ -114,8 +114,11 @@ def config_differences(
     old: dict,  # Settings of one configuration, by name
     new: dict,  # Settings of another
 ) -> dict:
-    "The settings that differ, each with its two values; a missing one counts as `None`."
-    return {k: (old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
+    "The settings that differ, each with its two values; a missing one has its default."
+    default = {f.name: f.default for f in fields(Config)}
+    value = lambda settings, k: settings.get(k, default.get(k))
+    pairs = {k: (value(old, k), value(new, k)) for k in {**old, **new}}
+    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def describe_differences(

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from .config import Config
-from .runs import file_hash
 from .labels import DataError
 from .tasks import Task
 from .splits import text_key
-from .data import load_split
+from .data import load_split, task_of
 from .tokens import LengthBatches, TokenRows, tokenize_reviews
 from .loop import TrainingJob, read_length
 
@@ -30,25 +29,30 @@ def read_soft_labels(
     task: Task,  # Of the student
 ) -> pd.DataFrame:
     "Columns `text`, `part` and the logits. Raises `DataError` if the file does not fit."
+    where = f"soft_labels={str(path)!r}"
     if task.kind != "classes":
-        raise DataError(
-            f"soft_labels={str(path)!r} needs task=classes, and the task is {task.kind}."
-        )
+        raise DataError(f"{where} needs task=classes, and the task is {task.kind}.")
     columns = [f"logit_{name}" for name in task.names]
     try:
-        soft = pd.read_parquet(path)
+        soft = pd.read_parquet(Path(path).expanduser()).reset_index(drop=True)
     except (OSError, ValueError) as e:
-        raise DataError(f"soft_labels={str(path)!r} cannot be read ({str(e)[:200]}).") from e
+        raise DataError(f"{where} cannot be read ({str(e)[:200]}).") from e
     if missing := {"text", "part", *columns} - set(soft):
         raise DataError(
-            f"soft_labels={str(path)!r} has no column {min(missing)!r}. Make it with `imdb-sentiment "
-            f"distill`, from teachers whose labels are {', '.join(task.names)}."
+            f"{where} has no column {min(missing)!r}. Make it with `imdb-sentiment distill`, from "
+            f"teachers whose labels are {', '.join(task.names)}."
         )
-    if (bad := ~np.isfinite(soft[columns]).all(axis=1)).any():
-        raise DataError(
-            f"soft_labels={str(path)!r}, row {int(np.argmax(bad))}: a logit is missing or not finite."
-        )
-    return soft[["text", "part", *columns]].reset_index(drop=True)
+    logits = soft[columns].apply(pd.to_numeric, errors="coerce")
+    for what, bad in {
+        "a logit is missing or not finite": ~np.isfinite(logits).all(axis=1),
+        "there is no text": ~soft.text.map(
+            lambda text: isinstance(text, str) and bool(text.strip())
+        ),
+        f"part is neither train nor {UNLABELLED}": ~soft.part.isin(["train", UNLABELLED]),
+    }.items():
+        if bad.any():
+            raise DataError(f"{where}, row {int(np.argmax(bad))}: {what}.")
+    return soft[["text", "part"]].join(logits)
 
 # %% ../nbs/03b_soft_labels.ipynb #7af6b002
 def soft_targets(
@@ -101,29 +105,31 @@ class DistillationJob(TrainingJob):
         "Load the reviews, give them soft labels, and add the texts without labels."
         from datasets import concatenate_datasets
 
-        super().read()
-        cfg, data = self.cfg, self.data
-        reviews, soft = load_split(self.run), read_soft_labels(cfg.soft_labels, self.task)
-        rows, unlabelled = match_soft_labels(reviews, soft, cfg.soft_labels)
-        targets, train = soft_targets(soft, self.task), data.tokens["train"]
-        texts = pd.DataFrame(
-            dict(
-                id=[f"{UNLABELLED}/{row}" for row in unlabelled],
-                label=targets[unlabelled].argmax(1),
-                text=soft.text.to_numpy()[unlabelled],
+        cfg, task = self.cfg, task_of(self.run)
+        if cfg.class_weight != "none":
+            raise DataError(
+                "class_weight=balanced counts labels, and soft_labels has none to count."
             )
-        )
+        reviews, soft = load_split(self.run), read_soft_labels(cfg.soft_labels, task)
+        rows, unlabelled = match_soft_labels(reviews, soft, cfg.soft_labels)
+        super().read()
+        data, targets = self.data, soft_targets(soft, task)
+        train, texts = data.tokens["train"], soft.text.to_numpy()[unlabelled]
         if len(texts):
+            ids = [f"{UNLABELLED}/{row}" for row in unlabelled]
+            more = pd.DataFrame(dict(id=ids, label=targets[unlabelled].argmax(1), text=texts))
             folder = self.run / "tokens"
-            more = tokenize_reviews(texts, data.tokenizer, read_length(cfg), cfg.truncation, folder)
+            more = tokenize_reviews(more, data.tokenizer, read_length(cfg), cfg.truncation, folder)
             train = concatenate_datasets([train, more])
         given = mixed_targets(targets[rows], data.rows.labels, cfg.label_share)
+        learnt = np.concatenate([given, targets[unlabelled]]).astype(np.float32)
         together = TokenRows(train)
-        together.labels = np.concatenate([given, targets[unlabelled]]).astype(np.float32).tolist()
-        content = f"{data.identity} {file_hash(Path(cfg.soft_labels))}"
+        together.labels = learnt.tolist()
+        content = hashlib.sha256(data.identity.encode())
+        content.update("\x1e".join(texts).encode("utf-8", "surrogatepass") + learnt.tobytes())
         self.data = replace(
             data,
-            identity=hashlib.sha256(content.encode()).hexdigest(),
+            identity=content.hexdigest(),
             tokens=dict(data.tokens, train=train),
             rows=together,
             batches=LengthBatches(train["n_tokens"], cfg.batch_size, cfg.seed),

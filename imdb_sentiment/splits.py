@@ -99,15 +99,16 @@ def split_reviews(
 # %% ../nbs/01b_splits.ipynb #51bc62cc
 def hold_out(
     df: pd.DataFrame,  # Reviews with `part`, `text` and `label`, and `group` if there are groups
-    cfg: Config,  # `val_share`, `calibration_share` and `seed`
+    cfg: Config,  # `val_share`, `calibration_share`, `split_seed` and `seed`
     task: Task = Task(("neg", "pos")),
 ) -> pd.Series:
     "The split of each review, with validation and calibration held out from `train`."
-    part = split_reviews(df, cfg.val_share, cfg.seed, task=task)
+    seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
+    part = split_reviews(df, cfg.val_share, seed, task=task)
     if not cfg.calibration_share:
         return part
     share = cfg.calibration_share / (1 - cfg.val_share)
-    return split_reviews(df.assign(part=part), share, cfg.seed, "calibration", task)
+    return split_reviews(df.assign(part=part), share, seed, "calibration", task)
 
 
 def labels_missing(

@@ -242,7 +242,7 @@ def test_labels_that_are_sentences(style, tmp_path):
 def test_figures_of_a_page(style, metrics, tmp_path):
     for name in ("confusion_matrix", "comparison"):
         save_figure(FIGURES[name](), tmp_path, name)
-    page = report_html(metrics, {}, first_figures(tmp_path))
+    page = report_html(metrics, {}, first_figures(tmp_path, ["05b_evaluation", "03d_training"]))
     assert page.count("data:image/png;base64,") == 2
 
 
