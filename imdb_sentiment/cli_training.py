@@ -93,7 +93,7 @@ def seeds(
             print(f"Seed {seed}. {training_line(summary)}")
 
 # %% ../nbs/13_cli_training.ipynb #70225278
-@app.command(epilog=examples("ensemble runs/one runs/two runs/three --out runs/trio"))
+@app.command(epilog=examples("ensemble runs/one runs/two --out runs/duo"))
 def ensemble(
     runs: Annotated[list[str], typer.Argument(help="Run folders with trained models.")],
     out: Annotated[str, typer.Option(help="Folder of the ensemble; must not exist.")],

@@ -246,7 +246,7 @@ class TrainingSettings(Settings):
         "file of `distill`: a teacher's answers, learnt instead of labels; empty for none",
         "training",
     )
-    label_share: float = setting(0.0, "weight of given labels", "training", low=0, high=1)
+    label_share: float = setting(0.0, "of soft_labels, the given ones", "training", low=0, high=1)
     epochs: int = setting(4, "passes over the training reviews", "training", low=1, high=1000)
     batch_size: int = setting(32, "reviews in a training step", "training", low=1)
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW", "training", low=0, high=1)

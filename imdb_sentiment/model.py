@@ -352,6 +352,11 @@ def load_model(
     if not (path / "config.json").exists():
         lacking = "config.json in it" if path.exists() else "such folder"
         raise RunError(f"{path} holds no model: there is no {lacking}.")
+    if '"model_type": "ensemble"' in (path / "config.json").read_text(encoding="utf-8"):
+        raise RunError(
+            f"{path} is an ensemble, which can predict and be served. Whatever needs a single model, "
+            "such as export, takes one of its members."
+        )
     try:
         config = TransformerClassifierConfig.from_pretrained(path, **read_decisions(path))
         if config.encoder is None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -17,6 +18,7 @@ from imdb_sentiment.benches.scaling import kill_and_resume
 from imdb_sentiment.config import Config
 from imdb_sentiment.runs import RunError, open_run, read_json
 from imdb_sentiment.checkpoints import read_log
+from imdb_sentiment.data import load_reviews
 from imdb_sentiment.training import train, training_lock
 
 SMALL = dict(limit=1000, epochs=3, warmup_steps=2, max_length=48, batch_size=16, token_dropout=0.1)
@@ -50,6 +52,21 @@ def test_killed_training_ends_with_the_same_weights(tmp_path):
 def test_other_trainings_resume_with_the_same_weights(tmp_path, kind):
     settings = {**SMALL, "epochs": 1, "limit": 300, **kind}
     found = kill_and_resume(settings, tmp_path, kills=1)
+    assert found["sittings"] > 1
+    assert found["bit_identical"]
+
+
+def test_training_on_soft_labels_resumes_with_the_same_weights(tmp_path):
+    settings = {**SMALL, "epochs": 1, "limit": 300}
+    reviews, _, _ = load_reviews(Config(**settings))
+    train = reviews[reviews.part == "train"]
+    texts = [*train.text, *(f"A film like no other, number {i}." for i in range(40))]
+    soft = pd.DataFrame(dict(text=texts, logit_neg=0.0))
+    soft["part"] = ["train"] * len(train) + ["unlabelled"] * 40
+    soft["logit_pos"] = [*(4.0 * train.label - 2.0), *[0.5] * 40]
+    soft.to_parquet(tmp_path / "soft.parquet")
+    settings["soft_labels"] = str(tmp_path / "soft.parquet")
+    found = kill_and_resume(settings, tmp_path / "runs", kills=1)
     assert found["sittings"] > 1
     assert found["bit_identical"]
 
