@@ -147,6 +147,7 @@ class TrainingJob:
     "Data, model, optimizer and state of one run, as they were at its newest checkpoint."
 
     data: Any  # From `read`
+    unlabelled = 0  # Training texts that nobody has labelled
 
     def __init__(
         self,

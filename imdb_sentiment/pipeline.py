@@ -279,8 +279,9 @@ def check_soft_labels(
 ):
     "Read the teacher's answers once, if there are any. Raises an error if they do not fit."
     if cfg.soft_labels:
-        from imdb_sentiment.soft_labels import read_soft_labels
+        from imdb_sentiment.soft_labels import read_soft_labels, require_classes
 
+        require_classes(cfg)
         read_soft_labels(cfg.soft_labels, task)
 
 

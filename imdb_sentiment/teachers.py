@@ -19,7 +19,9 @@ from imdb_sentiment.runs import (
     file_hash,
     forget_settings,
     open_run,
+    read_json,
     remove,
+    source_stamp,
     write_json,
 )
 from .sources import InputError
@@ -34,7 +36,7 @@ from imdb_sentiment.data import (
     task_of,
 )
 from .model import read_encoder_config
-from .soft_labels import UNLABELLED
+from .soft_labels import UNLABELLED, require_classes
 from .pretraining import read_texts
 from .cascade import ENCODER
 from .prediction import Predictor
@@ -175,8 +177,7 @@ def soft_labels_for(
 ) -> dict:
     "Prepare the student's split, and write its soft labels; what can be refused is refused before."
     new = not (Path(run) / "config.json").exists()
-    if cfg.task != "classes":
-        raise DataError(f"soft_labels needs task=classes, and the task is {cfg.task}.")
+    require_classes(cfg)
     if cfg.backbone != "tiny":
         read_encoder_config(cfg.backbone)  # a misspelt name is refused at once
     for teacher in teachers:
@@ -185,10 +186,15 @@ def soft_labels_for(
         open_run(cfg, run)
         if not split_is_current(cfg, run):
             prepare_split(cfg, run)
-        return write_soft_labels(cfg, run, teachers, files, cfg.soft_labels, speed, temperature)
+        made = write_soft_labels(cfg, run, teachers, files, cfg.soft_labels, speed, temperature)
     except (DataError, RunError, InputError):
         if new:  # its settings would refuse the corrected command
             for name in SPLIT_FILES:
                 remove(Path(run) / name)
             forget_settings(run)
         raise
+    stamps = read_json(Path(run) / "sources.json")  # made before there was a file
+    write_json(
+        Path(run) / "sources.json", stamps | dict(soft_labels=source_stamp(str(cfg.soft_labels)))
+    )
+    return made

@@ -137,7 +137,9 @@ def test_a_student_learns_from_both(runs, tmp_path):
     found = soft[["logit_neg", "logit_pos"]].to_numpy()
     assert np.abs(found - np.mean(each, axis=0)).max() < 1e-4
     training = read_json(student / "training.json")
-    assert training["train_reviews"] == len(soft)
+    assert training["unlabelled"] == 30
+    assert training["train_reviews"] == len(soft) - 30
+    assert training["soft_labels"]["teachers"] == [run.name for run in runs]
     assert training["val_reviews"] == (load_split(student).part == "val").sum()
     again = command("distill", *args, "--run-dir", student, *options())
     assert again.returncode == 0, again.stderr
