@@ -136,6 +136,7 @@ def server(root, tmp_path, monkeypatch):
     yield server
     server.stop.set()
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
