@@ -91,8 +91,7 @@ def report_line(
 ) -> str:
     "The result of a report in a sentence."
     from imdb_sentiment.runs import read_json
-    from imdb_sentiment.data import several_labels
-    from imdb_sentiment.report import with_article
+    from imdb_sentiment.data import several_labels, with_article
 
     metrics = read_json(Path(folder) / "metrics.json")
     accuracy = metrics["accuracy"]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ORIGINALS', 'QUARANTINE', 'SPLIT_FILES', 'SPLIT_SETTINGS', 'about_films', 'several_labels', 'data_name',
-           'check_reviews', 'with_test_split', 'read_own', 'hub_table', 'folder_splits', 'hub_splits', 'read_hub',
-           'name_labels', 'is_archive', 'is_local', 'read_source', 'check_settings', 'load_reviews', 'reading_notes',
-           'write_quarantine', 'split_record', 'split_is_current', 'write_split', 'prepare_split', 'load_split',
-           'quarantined_rows', 'quarantine_counts', 'task_of', 'with_labels', 'text_hash']
+           'with_article', 'check_reviews', 'with_test_split', 'read_own', 'hub_table', 'folder_splits', 'hub_splits',
+           'read_hub', 'name_labels', 'is_archive', 'is_local', 'read_source', 'check_settings', 'load_reviews',
+           'reading_notes', 'write_quarantine', 'split_record', 'split_is_current', 'write_split', 'prepare_split',
+           'load_split', 'quarantined_rows', 'quarantine_counts', 'task_of', 'with_labels', 'text_hash']
 
 # %% ../nbs/01c_data.ipynb #84a49686
 import hashlib, json, logging, re
@@ -72,6 +72,14 @@ def data_name(cfg: Config) -> str:
     if what := dict(stars="stars of", multilabel="labels of").get(cfg.task):
         return f"{what} {'the ' if about_films(called) else ''}{called}"
     return called
+
+
+def with_article(
+    called: str,  # From `data_name`
+) -> str:
+    "The name with its article, if it takes one."
+    takes = about_films(called) or called.startswith(("stars of ", "labels of "))
+    return f"the {called}" if takes else called
 
 # %% ../nbs/01c_data.ipynb #7d76bc81
 def check_reviews(

@@ -18,7 +18,7 @@ from .runs import RunError, atomic_path, read_json
 from .rendering import render
 from .hub_errors import SILENT, class_names, hub_reason
 from .hub import bounded
-from .data import about_films, several_labels
+from .data import about_films, several_labels, with_article
 
 # %% ../nbs/07a_model_card.ipynb #05046616
 HUB_ENCODERS = {  # names of folders that are known to hold an encoder of the Hub
@@ -162,6 +162,7 @@ def model_card(
         base=hub_encoder(m) or Path(m["encoder"]["backbone"]).name,
         encoder_known=bool(hub_encoder(m)),
         data_known=bool(hub_dataset(m)),
+        data_called=with_article(m["data_name"]),
         parameters=m["encoder"]["parameters"] / 1e6,
         usage=usage(m, name, form),
         films=films,
