@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from .config import Config, settings_until
 from .runs import RunError, atomic_path, file_hash, read_json, remove, write_json
 from .fingerprints import code_fingerprint
-from .data import text_hash
+from .splits import text_hash
 
 # %% ../nbs/03a_checkpoints.ipynb #c539e473
 @dataclass

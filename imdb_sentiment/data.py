@@ -7,10 +7,10 @@ __all__ = ['ORIGINALS', 'QUARANTINE', 'SPLIT_FILES', 'SPLIT_SETTINGS', 'about_fi
            'with_article', 'check_reviews', 'with_test_split', 'read_own', 'hub_table', 'folder_splits', 'hub_splits',
            'read_hub', 'name_labels', 'is_archive', 'is_local', 'read_source', 'check_settings', 'load_reviews',
            'reading_notes', 'write_quarantine', 'split_record', 'split_is_current', 'write_split', 'prepare_split',
-           'load_split', 'quarantined_rows', 'quarantine_counts', 'task_of', 'with_labels', 'text_hash']
+           'load_split', 'quarantined_rows', 'quarantine_counts', 'task_of', 'with_labels']
 
 # %% ../nbs/01c_data.ipynb #84a49686
-import hashlib, json, logging, re
+import json, logging, re
 from dataclasses import replace
 from pathlib import Path
 
@@ -445,13 +445,3 @@ def with_labels(
 ) -> Config:
     "The settings with the label names found in the data of the run."
     return replace(cfg, label_names=task_of(run).names)
-
-# %% ../nbs/01c_data.ipynb #29312498
-def text_hash(
-    df: pd.DataFrame,  # Reviews with `id`, `text` and `label`
-) -> str:
-    "A hash of all ids, labels and texts in order."
-    h = hashlib.sha256()
-    for row in zip(df.id, df.label, df.text):
-        h.update("\x1f".join(map(str, row)).encode("utf-8", "surrogatepass") + b"\x1e")
-    return h.hexdigest()

@@ -14,7 +14,8 @@ import numpy as np
 from .config import Config
 from .runs import RunError, atomic_path, file_hash, read_json, write_json
 from .tasks import Task, require_one_label
-from .data import load_split, task_of, text_hash
+from .splits import text_hash
+from .data import load_split, task_of
 from .calibration import negative_log_likelihood
 from .model import DECISIONS
 from .ensembles import ENSEMBLE, SHARED

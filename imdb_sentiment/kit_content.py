@@ -16,7 +16,8 @@ from .runs import RunError
 from .hub import model_folder
 from .tasks import make_task
 from .tables import is_table, table_files
-from .data import is_archive, load_reviews, text_hash
+from .splits import text_hash
+from .data import is_archive, load_reviews
 
 # %% ../nbs/11a_kit_content.ipynb #343a4b04
 RUN_SOURCES = (

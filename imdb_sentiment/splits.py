@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE', 'PUNCTUATION', 'text_key', 'hash_number', 'group_keys', 'held_out_groups', 'split_reviews', 'hold_out',
-           'labels_missing', 'limited', 'balanced_sample', 'duplicates', 'duplicate_counts']
+           'labels_missing', 'limited', 'balanced_sample', 'duplicates', 'duplicate_counts', 'text_hash']
 
 # %% ../nbs/01b_splits.ipynb #a8397c06
 import functools, hashlib, re, unicodedata
@@ -171,3 +171,13 @@ def duplicate_counts(
         within_test=int(key[test].duplicated().sum()),
         test_in_train=len(duplicates(reviews)),
     )
+
+# %% ../nbs/01b_splits.ipynb #29312498
+def text_hash(
+    df: pd.DataFrame,  # Reviews with `id`, `text` and `label`
+) -> str:
+    "A hash of all ids, labels and texts in order."
+    h = hashlib.sha256()
+    for row in zip(df.id, df.label, df.text):
+        h.update("\x1f".join(map(str, row)).encode("utf-8", "surrogatepass") + b"\x1e")
+    return h.hexdigest()

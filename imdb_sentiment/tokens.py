@@ -20,7 +20,7 @@ from .config import Config
 from .runs import RunError, read_json, remove
 from .hub import model_folder
 from .sources import without_breaks
-from .data import text_hash
+from .splits import text_hash
 
 # %% ../nbs/01d_tokens.ipynb #ba31d0b2
 def clean_text(
