@@ -424,7 +424,7 @@ def parse_overrides(
 
 # %% ../nbs/00_config.ipynb #966f257c
 EXECUTION = tuple(f.name for f in fields(Config) if f.metadata["execution"])
-PLACES = ("data", "backbone", "suites", "soft_labels")  # may be paths
+PLACES = ("data", "backbone", "suites", "soft_labels")  # settings that may be paths
 
 # %% ../nbs/00_config.ipynb #c029ef89
 def plain_settings(cfg: Config) -> dict:
