@@ -72,18 +72,14 @@ def trained_run(trained: str, *files: str, what: str = "this bench") -> tuple:
     from imdb_sentiment.runs import read_json
     from imdb_sentiment.data import task_of
     from imdb_sentiment.tasks import require_one_label
+    from imdb_sentiment.teachers import require_trained
 
-    folder = Path(trained).expanduser().resolve()
-    needed = ("config.json", "split.parquet", "labels.json", "model/config.json")
-    for file in (*needed, *files):
+    folder = require_trained(Path(trained).expanduser().resolve())
+    for file in files:
         if not (folder / file).exists():
-            if file in needed:
-                missing = f"{trained!r} is no run folder with a trained model: it has no {file}."
-            else:
-                missing = (
-                    f"The run {trained!r} has no {file}, which {what} needs: finish its report."
-                )
-            raise SettingError(missing)
+            raise SettingError(
+                f"The run {trained!r} has no {file}, which {what} needs: finish its report."
+            )
     require_one_label(task_of(folder), what.capitalize())
     settings = read_json(folder / "config.json")
     return folder, Config(data=settings["data"], backbone=settings["backbone"])

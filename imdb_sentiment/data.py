@@ -42,7 +42,7 @@ from imdb_sentiment.tables import (
     table_rows,
 )
 from .demo_corpus import aspects_of, embedded_reviews
-from .splits import hold_out, limited, split_reviews
+from .splits import hold_out, limited, seed_of_split, split_reviews
 
 # %% ../nbs/01c_data.ipynb #a4a2256b
 def about_films(
@@ -267,8 +267,7 @@ def read_source(
 ) -> tuple:
     "The reviews of the source as one table, the label names, and the tables that were read."
     if cfg.data == "embedded":
-        seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
-        return name_labels(embedded_reviews(seed), cfg)
+        return name_labels(embedded_reviews(seed_of_split(cfg)), cfg)
     if not is_local(cfg):
         return read_hub(cfg.data, cfg)
     path = Path(cfg.data).expanduser()

@@ -74,7 +74,7 @@ def require_trained(
     run,  # Run folder
 ) -> Path:
     "The run folder, if there is a trained model in it; otherwise `RunError`."
-    for file in ("split.parquet", "labels.json", "model/config.json"):
+    for file in ("config.json", "split.parquet", "labels.json", "model/config.json"):
         if not (Path(run) / file).exists():
             raise RunError(f"{run} is no run folder with a trained model: it has no {file}.")
     return Path(run)
